@@ -1,0 +1,37 @@
+# Every target sets up what it needs: on a fresh clone, `make demo` and `make test` work with Python 3.10+ alone.
+# Another interpreter: `make venv PYTHON=python3.12`. Everything installed lies in .venv.
+
+PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := test
+.PHONY: venv demo test test-slow lint
+
+venv: $(INSTALLED)
+
+# torch goes first: with the largest package settled, pip resolves the rest at once.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No python3 found; install Python 3.10 or newer."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
+	@echo "Installing into $(VENV) (about two minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) torch
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+demo: venv
+	@$(BIN)/hf-vitmae demo
+
+test: venv
+	@$(BIN)/python -m pytest -q -m "not slow and not network and not gpu"
+
+test-slow: venv
+	@$(BIN)/python -m pytest -q -m "slow and not network and not gpu"
+
+lint: venv
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python

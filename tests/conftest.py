@@ -1,0 +1,22 @@
+"""What holds for every test: no network, nothing written outside temporary folders, one thread.
+
+Set here, before any library is imported, so that the processes which tests start inherit it.
+"""
+
+import os
+import shutil
+import tempfile
+
+CACHES = tempfile.mkdtemp(prefix="hf-vitmae-tests-")
+
+os.environ["HF_HOME"] = CACHES  # models, data sets, metrics and remote code
+os.environ["HF_DATASETS_CACHE"] = os.path.join(CACHES, "datasets")  # would outrank HF_HOME
+os.environ["MPLCONFIGDIR"] = os.path.join(CACHES, "matplotlib")
+os.environ["MPLBACKEND"] = "agg"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 for tests marked network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads would only wait
+
+
+def pytest_unconfigure() -> None:
+    """Remove the caches of this run."""
+    shutil.rmtree(CACHES, ignore_errors=True)
