@@ -1,0 +1,154 @@
+"""Patch projection, CLS token and two-dimensional positions (arXiv:2010.11929; sin-cos as in
+arXiv:2111.06377).
+
+A position table has a row for the CLS token and one for each patch in raster order. The sin-cos
+table holds the column's part first and the row's second, and zeros for CLS: released MAE weights
+rely on that.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_vitmae import VitMaeConfig
+from .masking import PatchOrder, gather_tokens
+from .patches import grid_size
+
+
+def sincos_positions(
+    grid: tuple[int, int], hidden_size: int, device: torch.device | None = None
+) -> Tensor:
+    """The fixed 2-D sin-cos table for a grid (h, w): -> float32 (1, 1 + h*w, D).
+
+    Computed on the CPU: not every device has float64, and the table is then the same on all of
+    them.
+    """
+    rows, columns = grid
+    frequencies = torch.arange(hidden_size // 4, dtype=torch.float64, device="cpu")
+    frequencies = 10000.0 ** (-frequencies / (hidden_size // 4))  # (D/4,)
+    y, x = torch.meshgrid(
+        torch.arange(rows, dtype=torch.float64, device="cpu"),
+        torch.arange(columns, dtype=torch.float64, device="cpu"),
+        indexing="ij",
+    )
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (x, y)]  # two of (N, D/4)
+    patches = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    cls = patches.new_zeros(1, hidden_size)
+    return torch.cat([cls, patches]).float()[None].to(device=device)
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Bicubic resize of the patch rows in both directions: (1, 1 + h*w, D) -> (1, 1 + h'*w', D)."""
+    if grid == new_grid:
+        return table
+    patches = table[:, 1:].reshape(1, *grid, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
+    patches = nn.functional.interpolate(
+        patches.float(), size=new_grid, mode="bicubic", align_corners=False
+    )
+    patches = patches.flatten(2).transpose(1, 2).to(table.dtype)  # (1, h'*w', D)
+    return torch.cat([table[:, :1], patches], dim=1)
+
+
+class PositionTable(nn.Module):
+    """Common to embeddings and decoder: `position_embeddings`, its start values and its resizing.
+
+    A learned table is a parameter; a fixed one is a buffer, because `from_pretrained` makes every
+    parameter trainable.
+    """
+
+    position_embeddings: Tensor
+
+    def __init__(self, config: VitMaeConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.is_learned = config.position_embedding == "learned"
+        table = torch.empty(1, 1 + config.num_patches, hidden_size)
+        if self.is_learned:
+            self.position_embeddings = nn.Parameter(table)
+        else:
+            self.register_buffer("position_embeddings", table)
+
+    def initial_positions(self) -> Tensor:
+        """What a fresh table holds, learned or not: (1, 1 + N, D)."""
+        table = self.position_embeddings
+        return sincos_positions(self.grid, table.shape[-1], table.device)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """The table for a grid: sin-cos recomputed exactly, learned resized: -> (1, 1 + h*w, D)."""
+        table = self.position_embeddings
+        if grid == self.grid:
+            return table
+        if self.is_learned:
+            return resize_positions(table, self.grid, grid)
+        return sincos_positions(grid, table.shape[-1], table.device).to(table.dtype)
+
+
+class PatchEmbeddings(nn.Module):
+    """Linear projection of patches, written as the convolution that it equals."""
+
+    def __init__(self, config: VitMaeConfig) -> None:
+        super().__init__()
+        patch = config.patch_pair
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=patch, stride=patch
+        )
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D)."""
+        pixel_values = pixel_values.to(self.projection.weight.dtype)
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+class Embeddings(PositionTable):
+    """Pixels to tokens: [CLS | patches], positions added before any patch is hidden."""
+
+    def __init__(self, config: VitMaeConfig) -> None:
+        super().__init__(config, config.hidden_size)
+        self.image_size = config.image_pair
+        self.patch_size = config.patch_pair
+        self.num_channels = config.num_channels
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def input_grid(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
+        """The grid (h, w) of the input.
+
+        Raises:
+            ValueError: if the images do not fit the model; the message names what they are and what
+            fits.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"`pixel_values` must be (batch, {self.num_channels}, height, width), "
+                f"got {tuple(pixel_values.shape)}."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"`pixel_values` must be normalised floating point numbers, got "
+                f"{pixel_values.dtype}; pass the images through the image processor."
+            )
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        if size != self.image_size and not interpolate_pos_encoding:
+            raise ValueError(
+                f"Images of {size[0]}x{size[1]} pixels (height x width) do not fit a model for "
+                f"{self.image_size[0]}x{self.image_size[1]}; resize them, or pass "
+                "`interpolate_pos_encoding=True`."
+            )
+        return grid_size(size, self.patch_size)
+
+    def forward(
+        self, pixel_values: Tensor, grid: tuple[int, int], order: PatchOrder | None = None
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, 1 + N, D), or (B, 1 + K, D) with only the visible patches of the
+        order.
+
+        Padding is zero, so that nothing of a hidden patch, be it NaN, gets past here.
+        """
+        positions = self.positions(grid)
+        patches = self.patch_embeddings(pixel_values) + positions[:, 1:]  # (B, N, D)
+        if order is not None:
+            patches = gather_tokens(patches, order.shuffle[:, : order.num_visible])  # (B, K, D)
+        if order is not None and order.is_visible is not None:
+            patches = patches.masked_fill(~order.is_visible[..., None], 0.0)
+        cls = (self.cls_token + positions[:, :1]).expand(patches.shape[0], -1, -1)
+        return self.dropout(torch.cat([cls, patches], dim=1))

@@ -1,0 +1,391 @@
+"""The image processor: any image -> pixel values or patches, and the exact way back to a picture.
+
+Geometry is torch arithmetic on the image's own type (`resize_and_crop`), so that evaluation and
+`pipeline` see the same pixels; torchvision is never needed. Shape legend: see `patches.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .patches import as_pair, denormalize_patches, grid_size, patchify, unpatchify
+from .patches import normalize_patches as normalize_each_patch
+from .pictures import UnfitPicture, picture_to_tensor
+
+ImageLike = Image.Image | np.ndarray | Tensor
+Size = int | Sequence[int] | Mapping[str, int]
+
+FULL_RANGE = {torch.uint8: 255, torch.uint16: 65535}  # white of each integer type; floats have 1.0
+FLOAT_MARGIN = 0.5  # how far a resize may overshoot 0..1; 0..255 and -1..1 images reach beyond
+INTERPOLATION = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # as in PIL.Image.Resampling
+LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 1/65536: Pillow's own integers for RGB -> L
+SAVED_WITH = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+
+
+class VitMaeImageProcessorKwargs(TypedDict, total=False):
+    """Options of `VitMaeImageProcessor`: of its constructor, of one call, of `from_pretrained`."""
+
+    do_resize: bool
+    size: Size
+    resample: int
+    crop_pct: float
+    do_center_crop: bool
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: float | Sequence[float]
+    image_std: float | Sequence[float]
+    num_channels: int
+    patch_size: int | Sequence[int]
+    do_convert: bool
+
+
+class VitMaeImageProcessor(BaseImageProcessor):
+    """Images of any kind and size -> `pixel_values` float32 (B, C, H, W) for every `VitMae` model.
+
+    Args:
+        do_resize: bring every image to `size`; else only cut it to a whole number of patches.
+        size: output: an int, (height, width) or {"height", "width"}; a whole number of patches.
+        resample: 0 nearest, 2 bilinear, 3 bicubic, as in `PIL.Image.Resampling`; antialiased.
+        crop_pct: share of `size` in what the resize covers: it covers `size / crop_pct`.
+        do_center_crop: resize keeping the aspect, then crop the centre; else stretch to `size`.
+        do_rescale: bring the full range of the image's type (uint8 0..255, uint16 0..65535, float
+            0..1) to 0..255 * `rescale_factor`. Without it values are taken as they are.
+        image_mean, image_std: per channel, after rescaling; one number or equal ones fit any count.
+        num_channels, patch_size: those of the model; a patch is an int or (height, width).
+        do_convert: with 1 or 3 channels, make luma or RGB of any picture: transparency becomes
+            white, gray is repeated. Without it, or with another count, channels must match.
+    """
+
+    valid_kwargs = VitMaeImageProcessorKwargs
+
+    def __init__(
+        self,
+        *,
+        do_resize: bool = True,
+        size: Size = 224,
+        resample: int = Image.Resampling.BICUBIC,
+        crop_pct: float = 1.0,
+        do_center_crop: bool = True,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: float | Sequence[float] = 0.5,
+        image_std: float | Sequence[float] = 0.5,
+        num_channels: int = 3,
+        patch_size: int | Sequence[int] = 16,
+        do_convert: bool = True,
+        **saved_with: Any,
+    ):
+        if unknown := sorted(saved_with.keys() - SAVED_WITH):
+            options = ", ".join(VitMaeImageProcessorKwargs.__annotations__)
+            raise TypeError(f"VitMaeImageProcessor has no option {unknown}; it has {options}.")
+        super().__init__(**saved_with)
+        self.do_resize = do_resize
+        self.size = _size_dict(size)
+        self.resample = int(resample)
+        self.crop_pct = crop_pct
+        self.do_center_crop = do_center_crop
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean = _per_channel("image_mean", image_mean, num_channels)
+        self.image_std = _per_channel("image_std", image_std, num_channels)
+        self.num_channels = num_channels
+        self.patch_size = patch_size if isinstance(patch_size, int) else list(patch_size)
+        self.do_convert = do_convert
+        self._validate()
+
+    def _validate(self) -> None:
+        """Raise `ValueError` for options that cannot be meant."""
+        if self.resample not in INTERPOLATION:
+            raise ValueError(f"resample={self.resample} must be one of {INTERPOLATION}.")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct={self.crop_pct} must be above 0 and at most 1.")
+        if self.crop_pct < 1 and not (self.do_resize and self.do_center_crop):
+            raise ValueError(f"crop_pct={self.crop_pct} needs do_resize and do_center_crop.")
+        patch_size = as_pair(self.patch_size)
+        positive = {"size": self._target, "patch_size": patch_size, "image_std": self.image_std}
+        for name, values in positive.items():
+            if min(values) <= 0:
+                raise ValueError(f"{name}={values} must be positive.")
+        if self.do_resize:
+            grid_size(self._target, patch_size)
+
+    def preprocess(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        return_tensors: str | None = None,
+        return_patches: bool = False,
+        normalize_patches: bool = False,
+        input_data_format: str | None = None,
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Images -> `pixel_values` (B, C, H, W); when asked, `patches` (B, N, P), `grid` (h, w).
+
+        Args:
+            images: PIL images, turned upright by their EXIF; uint8, uint16 or float arrays or
+                tensors (H, W), (H, W, C), (C, H, W) or batches (B, ...); one or a list.
+            return_tensors: "pt" or "np"; None gives a list of tensors (C, H, W).
+            return_patches: cut the normalised images into patches too.
+            normalize_patches: normalise each patch by its own `patch_mean`, `patch_std` (B, N, 1).
+            input_data_format: "channels_first" or "channels_last", where the shape does not tell.
+            overrides: options of the constructor, for this call.
+
+        Raises:
+            ValueError: for an image that does not fit, or several sizes where one is needed.
+        """
+        if normalize_patches and not return_patches:
+            raise ValueError("normalize_patches=True needs return_patches=True.")
+        options = {name: getattr(self, name) for name in VitMaeImageProcessorKwargs.__annotations__}
+        settings = type(self)(**{**options, **overrides})
+        tensors = [settings._to_tensor(image, input_data_format) for image in _flatten(images)]
+        pixel_values = [settings.normalize(settings.resize_and_crop(image)) for image in tensors]
+        if return_tensors is None and not return_patches:
+            return BatchFeature({"pixel_values": pixel_values})
+        batch = _stack(pixel_values)  # (B, C, H, W)
+        data: dict[str, Any] = {"pixel_values": batch}
+        if return_patches:
+            data["patches"] = patchify(batch, settings.patch_size)  # (B, N, P)
+            data["grid"] = grid_size(_height_width(batch), as_pair(settings.patch_size))
+        if normalize_patches:
+            patches, mean, std = normalize_each_patch(data["patches"])
+            data |= {"patches": patches, "patch_mean": mean, "patch_std": std}
+        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["grid"])
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike], **kwargs: Any) -> BatchFeature:
+        """Same as `preprocess`."""
+        return self.preprocess(images, **kwargs)
+
+    def resize_and_crop(self, image: Tensor) -> Tensor:
+        """The one geometric transform: (C, H, W) -> (C, H', W'), of the same type.
+
+        H', W' are `size` exactly or, without `do_resize`, the largest whole numbers of patches.
+        """
+        patch_size = as_pair(self.patch_size)
+        size = self._target if self.do_resize else _whole_patches(image, patch_size)
+        if self.do_resize:
+            cover = _covering_size(image, size, self.crop_pct) if self.do_center_crop else size
+            image = _resize(image, cover, INTERPOLATION[self.resample])  # (C, *cover)
+        if self.do_center_crop:
+            image = _center_crop(image, size)  # (C, H', W')
+        grid_size(_height_width(image), patch_size)  # raises where nothing was to make it whole
+        return image
+
+    def normalize(self, pixel_values: Tensor) -> Tensor:
+        """Rescale, normalise, on any device: (B, C, H, W) or (C, H, W) -> float32, same shape."""
+        self._check_channels(pixel_values)
+        values = pixel_values.float()
+        if self.do_rescale:
+            values = values * (self._white / FULL_RANGE.get(pixel_values.dtype, 1))
+        if self.do_normalize:
+            values = (values - _column(self.image_mean, values)) / _column(self.image_std, values)
+        return values
+
+    def denormalize(self, pixel_values: Tensor) -> Tensor:
+        """Undo `normalize`: (B, C, H, W) or (C, H, W) -> float32, same shape, clipped to 0..1."""
+        self._check_channels(pixel_values)
+        values = pixel_values.float()
+        if self.do_normalize:
+            values = values * _column(self.image_std, values) + _column(self.image_mean, values)
+        return (values / self._white).clamp(0, 1)
+
+    def to_pil(self, pixel_values: Tensor, channels: Sequence[int] = ()) -> list[Image.Image]:
+        """Pixel values (B, C, H, W) or (C, H, W) -> PIL images: "L" of 1 channel, "RGB" of 3.
+
+        Args:
+            channels: the ones to show, (red, green, blue) or (gray,); needed for other counts.
+        """
+        values = self.denormalize(pixel_values)
+        if channels:
+            values = values[..., list(channels), :, :]
+        if (count := values.shape[-3]) not in (1, 3):
+            raise ValueError(f"{count} channels make no picture; pass channels=(red, green, blue).")
+        pictures = (values * 255).round().to(torch.uint8).cpu().reshape(-1, *values.shape[-3:])
+        return [Image.fromarray(picture.movedim(0, -1).squeeze(-1).numpy()) for picture in pictures]
+
+    def patches_to_images(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        patch_mean: Tensor | None = None,
+        patch_std: Tensor | None = None,
+    ) -> Tensor:
+        """Patches, un-normalised with both statistics, to `pixel_values`: -> (B, C, H, W)."""
+        if (patch_mean is None) != (patch_std is None):
+            raise ValueError("Give both patch_mean and patch_std, or neither.")
+        if patch_mean is not None and patch_std is not None:
+            patches = denormalize_patches(patches, patch_mean, patch_std)
+        return unpatchify(patches, self.patch_size, grid)
+
+    @property
+    def _target(self) -> tuple[int, int]:
+        return self.size["height"], self.size["width"]
+
+    @property
+    def _white(self) -> float:
+        """White of an 8-bit image after rescaling."""
+        return 255 * self.rescale_factor if self.do_rescale else 255.0
+
+    def _to_tensor(self, image: ImageLike, data_format: str | None) -> Tensor:
+        """One image of any kind -> (C, H, W) with C = `num_channels`, of its own type."""
+        convert = self.do_convert and self.num_channels in (1, 3)
+        if isinstance(image, Image.Image):
+            tensor = _open_picture(image, self.num_channels, convert)
+        else:
+            tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+            counts = (self.num_channels, 1, 3) if convert else (self.num_channels,)
+            tensor = _channels_first(tensor, counts, data_format)
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        tensor = _match_channels(tensor, self.num_channels) if convert else tensor
+        self._check_channels(tensor)
+        _check_values(tensor, unit_range=self.do_rescale)
+        return tensor
+
+    def _check_channels(self, pixel_values: Tensor) -> None:
+        count, expected = pixel_values.shape[-3], self.num_channels
+        if count != expected:
+            raise ValueError(f"{count} channels, but num_channels={expected}; convert the image.")
+
+
+def _size_dict(size: Size) -> dict[str, int]:
+    """A size in any of its forms as {"height", "width"}."""
+    if isinstance(size, Mapping):
+        if set(size) != {"height", "width"}:
+            raise ValueError(f'size={dict(size)} must have "height" and "width" only.')
+        size = (size["height"], size["width"])
+    height, width = as_pair(size)
+    return {"height": height, "width": width}
+
+
+def _per_channel(name: str, value: float | Sequence[float], num_channels: int) -> list[float]:
+    """One number per channel; a single number, or equal ones, fit any count."""
+    values = [float(number) for number in np.atleast_1d(value)]
+    if len(set(values)) == 1:
+        return values[:1] * num_channels
+    if len(values) != num_channels:
+        raise ValueError(f"{name}={values} does not fit num_channels={num_channels}.")
+    return values
+
+
+def _column(values: list[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device)[:, None, None]  # (C, 1, 1)
+
+
+def _height_width(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def _flatten(images: Any) -> list[ImageLike]:
+    """Images, batches and lists of these as one flat list of single images."""
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in _flatten(item)]
+    if isinstance(images, Image.Image):
+        return [images]
+    if not isinstance(images, np.ndarray | Tensor):
+        raise ValueError(f"{images!r:.80} is not a PIL image, an array or a tensor.")
+    if images.ndim not in (2, 3, 4) or 0 in images.shape:
+        raise ValueError(f"Shape {tuple(images.shape)} is neither an image nor a batch of images.")
+    return list(images) if images.ndim == 4 else [images]
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    """Images of one size as a batch: B times (C, H, W) -> (B, C, H, W)."""
+    if len({image.shape for image in images}) != 1:
+        sizes = [_height_width(image) for image in images[:8]]
+        raise ValueError(f"{len(images)} images of {sizes} pixels make no batch; give one size.")
+    return torch.stack(images)
+
+
+def _open_picture(picture: Image.Image, num_channels: int, convert: bool) -> Tensor:
+    """A PIL image as training reads it: -> uint8 (C, H, W)."""
+    try:
+        return picture_to_tensor(picture, num_channels, convert)
+    except UnfitPicture as error:
+        raise ValueError(f"An image {error}") from error
+
+
+def _channels_first(image: Tensor, counts: Sequence[int], data_format: str | None) -> Tensor:
+    """An array image -> (C, H, W); unless told, C is the first of `counts` at just one end."""
+    if image.ndim == 2:
+        return image[None]
+    ends = {"channels_first": image.shape[0], "channels_last": image.shape[2]}
+    for count in counts:
+        found = [name for name, length in ends.items() if length == count]
+        if data_format is None and len(found) == 1:
+            data_format = found[0]
+    if data_format not in ends:
+        raise ValueError(
+            f"Cannot tell the {counts[0]} channels in shape {tuple(image.shape)}; pass "
+            f"input_data_format as one of {list(ends)}, or a PIL image if it has transparency."
+        )
+    return image if data_format == "channels_first" else image.permute(2, 0, 1)
+
+
+def _match_channels(image: Tensor, num_channels: int) -> Tensor:
+    """Gray to RGB, or RGB to luma as Pillow rounds it: (1 or 3, H, W) -> (num_channels, H, W)."""
+    if image.shape[0] == 1:
+        return image.expand(num_channels, -1, -1)
+    if image.shape[0] != 3 or num_channels == 3:
+        return image
+    values = image if image.is_floating_point() else image.long()
+    weights = torch.tensor(LUMA, device=image.device)[:, None, None]  # (3, 1, 1)
+    luma = (values * weights).sum(dim=0, keepdim=True)  # (1, H, W)
+    return luma / 65536 if image.is_floating_point() else ((luma + 32768) >> 16).to(image.dtype)
+
+
+def _check_values(image: Tensor, unit_range: bool) -> None:
+    """Raise `ValueError` for a type without a known range, or a float image not in 0..1."""
+    if image.dtype in FULL_RANGE:
+        return
+    if not image.is_floating_point():
+        raise ValueError(f"An image of type {image.dtype} must become uint8, uint16 or float 0..1.")
+    low, high = image.min().item(), image.max().item()
+    if unit_range and not (low > -FLOAT_MARGIN and high < 1 + FLOAT_MARGIN):  # finds NaN too
+        raise ValueError(
+            f"A float image must be in 0..1, but has values {low:g}..{high:g}; scale it, or pass "
+            "do_rescale=False to take the values as they are."
+        )
+
+
+def _covering_size(image: Tensor, size: tuple[int, int], share: float) -> tuple[int, int]:
+    """Size that just covers `size / share`, aspect kept: (C, H, W) -> (H', W')."""
+    height, width = _height_width(image)
+    box_height, box_width = (int(side / share) for side in size)
+    if box_height * width >= box_width * height:
+        return box_height, box_height * width // height
+    return box_width * height // width, box_width
+
+
+def _whole_patches(image: Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """The largest whole number of patches in an image: (C, H, W) -> (H', W')."""
+    (height, width), (patch_height, patch_width) = _height_width(image), patch_size
+    if height < patch_height or width < patch_width:
+        raise ValueError(
+            f"An image of {height}x{width} pixels is smaller than one patch of {patch_height}x"
+            f"{patch_width} (height x width); use do_resize=True or a smaller patch_size."
+        )
+    return height - height % patch_height, width - width % patch_width
+
+
+def _resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """Resize with antialiasing, keeping the type: (C, H, W) -> (C, *size)."""
+    native = image.is_floating_point() or (image.dtype == torch.uint8 and image.is_cpu)
+    values = image if native else image.float()
+    values = F.interpolate(values[None], size, mode=mode, antialias=mode != "nearest-exact")[0]
+    return values if native else values.round().clamp(0, FULL_RANGE[image.dtype]).to(image.dtype)
+
+
+def _center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crop the centre: (C, H, W) -> (C, *size). Odd margins round as in torchvision."""
+    (height, width), (crop_height, crop_width) = _height_width(image), size
+    top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
+    return image[..., top : top + crop_height, left : left + crop_width]

@@ -1,0 +1,214 @@
+"""Transformer blocks: attention, MLP, layer scale, drop path, and a stack of pre-norm blocks
+(arXiv:2010.11929).
+
+Encoder and decoder are both a `BlockStack`. Shapes: (B, L, D) in, (B, L, D) out.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+from .configuration_vitmae import VitMaeConfig
+
+logger = logging.get_logger(__name__)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention written out: (B, heads, L, d) three times -> (B, L, heads, d), weights (B,
+    heads, L, L).
+
+    `attention_mask` is boolean with True = attend, or added to the scores as transformers' mask
+    functions for "eager" make it.
+    """
+    scores = query @ key.transpose(-1, -2) * scaling  # (B, heads, L, L)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    dropped = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (dropped @ value).transpose(1, 2), weights
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface."""
+
+    def __init__(self, config: VitMaeConfig, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) -> (B, L, D), weights (B, heads, L, L) where asked for."""
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, heads, L, d)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        context, weights = self._attention(output_attentions)(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        context = context.reshape(hidden_states.shape)  # (B, L, D)
+        return self.o_proj(context), weights if output_attentions else None
+
+    def _attention(self, output_attentions: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        implementation = self.config._attn_implementation or "eager"
+        if output_attentions and implementation != "eager":
+            logger.warning_once(
+                f"The `{implementation}` attention keeps no weights; with `output_attentions=True` "
+                "this call computes eager attention instead."
+            )
+            return eager_attention
+        return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between them: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, config: VitMaeConfig, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class LayerScale(nn.Module):
+    """A learned scale per channel (arXiv:2103.17239): (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, hidden_size: int, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.gamma = nn.Parameter(torch.full((hidden_size,), initial))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv:1603.09382): drop a sample's whole branch, scale up the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return hidden_states
+        keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
+        return hidden_states * keep / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class Block(GradientCheckpointingLayer):
+    """One pre-norm transformer block."""
+
+    def __init__(
+        self,
+        config: VitMaeConfig,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        drop_path_rate: float,
+    ) -> None:
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config, hidden_size, num_heads)
+        self.layer_scale1 = _layer_scale(config, hidden_size)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config, hidden_size, intermediate_size)
+        self.layer_scale2 = _layer_scale(config, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, L, D) -> (B, L, D), weights (B, heads, L, L) where asked for."""
+        normed = self.layernorm_before(hidden_states)
+        attended, weights = self.attention(normed, attention_mask, output_attentions)
+        attended = self.layer_scale1(self.dropout(attended))
+        hidden_states = hidden_states + self.drop_path(attended)
+        branch = self.layer_scale2(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
+        return hidden_states + self.drop_path(branch), weights
+
+
+def _layer_scale(config: VitMaeConfig, hidden_size: int) -> nn.Module:
+    if config.layer_scale_init_value is None:
+        return nn.Identity()
+    return LayerScale(hidden_size, config.layer_scale_init_value)
+
+
+class BlockStack(nn.ModuleList):
+    """Blocks one after another; a list, so that parameters are named as in transformers' ViT."""
+
+    def __init__(
+        self,
+        config: VitMaeConfig,
+        num_layers: int,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        last = max(num_layers - 1, 1)
+        super().__init__(
+            Block(config, hidden_size, num_heads, intermediate_size, drop_path_rate * depth / last)
+            for depth in range(num_layers)
+        )
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
+        """Run every block: (B, L, D) -> (B, L, D), and where asked for the states and weights.
+
+        The states are the input and the output of every block (num_layers + 1 of them), before any
+        last norm.
+        """
+        states = (hidden_states,) if output_hidden_states else None
+        attentions = () if output_attentions else None
+        for block in self:
+            hidden_states, weights = block(hidden_states, attention_mask, output_attentions)
+            if states is not None:
+                states += (hidden_states,)
+            if attentions is not None:
+                attentions += (weights,)
+        return hidden_states, states, attentions

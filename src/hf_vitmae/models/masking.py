@@ -1,0 +1,114 @@
+"""Which patches are hidden, and the order in which encoder and decoder see them (arXiv:2111.06377,
+section 3).
+
+A mask is boolean and True means hidden. A `PatchOrder` puts the visible patches first: the encoder
+reads a prefix of it, the decoder undoes it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PatchOrder:
+    """Visible patches first, hidden ones after them.
+
+    Args:
+        shuffle: (B, N) the patch that stands at each place of the order.
+        restore: (B, N) the place of each patch: the inverse of `shuffle`.
+        mask: (B, N) bool in raster order, True = hidden.
+        num_visible: K, the length of the prefix that the encoder reads: the largest number of
+            visible patches of any image.
+        is_visible: (B, K) bool, False where an image has fewer than K visible patches; None when
+            all have K.
+    """
+
+    shuffle: Tensor
+    restore: Tensor
+    mask: Tensor
+    num_visible: int
+    is_visible: Tensor | None = None
+
+
+def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
+    """How many of N patches stay visible: int(N * (1 - ratio)), as the paper's code rounds."""
+    if not 0 <= mask_ratio < 1:
+        raise ValueError(f"`mask_ratio` must be at least 0 and below 1, got {mask_ratio!r}.")
+    return int(num_patches * (1 - mask_ratio))
+
+
+def fixed_noise(num_patches: int, device: torch.device | None = None) -> Tensor:
+    """Noise that is the same on every call and every device: (1, N) in [0, 1).
+
+    Evaluation hides patches by it when the caller brings no noise, so that an image's result
+    depends neither on a random state nor on its neighbours in the batch. An integer hash (two
+    multiply-xorshift rounds) rather than a generator, so that the model stays one traceable graph.
+    """
+    bits = torch.arange(1, num_patches + 1, device=device)
+    for _ in range(2):
+        bits = (bits * 0x45D9F3B) & 0xFFFFFFFF
+        bits = bits ^ (bits >> 16)
+    return (bits >> 8)[None].float() / 2**24  # 24 bits, which float32 holds exactly
+
+
+def order_from_noise(noise: Tensor, mask_ratio: float) -> PatchOrder:
+    """Hide the patches with the highest noise: (B, N) -> order.
+
+    Visible patches are read in the order of their noise, as in the paper's code; with nothing to
+    hide they are read in raster order.
+    """
+    num_patches = noise.shape[1]
+    num_visible = num_visible_patches(num_patches, mask_ratio)
+    if num_visible == num_patches:
+        noise = torch.zeros_like(noise)
+    shuffle = noise.argsort(dim=1, stable=True)
+    restore = shuffle.argsort(dim=1)
+    return PatchOrder(shuffle, restore, restore >= num_visible, num_visible)
+
+
+def order_from_mask(mask: Tensor) -> PatchOrder:
+    """Hide the patches that the mask names: bool (B, N) -> order, visible patches in raster order.
+
+    Images may hide different numbers of patches; those with fewer visible patches than the others
+    are padded.
+    """
+    shuffle = mask.to(torch.uint8).argsort(dim=1, stable=True)
+    restore = shuffle.argsort(dim=1)
+    visible = (~mask).sum(dim=1)  # (B,)
+    num_visible = int(visible.max())
+    if bool((visible == num_visible).all()):
+        return PatchOrder(shuffle, restore, mask, num_visible)
+    places = torch.arange(num_visible, device=mask.device)
+    return PatchOrder(shuffle, restore, mask, num_visible, places < visible[:, None])
+
+
+def patch_mask(mask: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """A mask over patches (B, N), or over pixels (B, H, W), as one over patches (B, N).
+
+    A patch is hidden when any of its pixels is.
+
+    Raises:
+        ValueError: if the mask is not boolean or of neither shape.
+    """
+    (rows, columns), (patch_height, patch_width) = grid, patch_size
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"`mask` must be boolean with True = hidden, got {mask.dtype}; use `mask.bool()`."
+        )
+    if mask.ndim == 2 and mask.shape[1] == rows * columns:
+        return mask
+    pixels = (rows * patch_height, columns * patch_width)
+    if mask.ndim == 3 and mask.shape[1:] == pixels:
+        cut = mask.reshape(-1, rows, patch_height, columns, patch_width)
+        return cut.any(dim=4).any(dim=2).flatten(1)  # (B, N)
+    raise ValueError(
+        f"`mask` must be (batch, {rows * columns}) over patches or "
+        f"(batch, {pixels[0]}, {pixels[1]}) over pixels, got {tuple(mask.shape)}."
+    )
+
+
+def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Pick tokens by place: (B, N, D), (B, K) -> (B, K, D)."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
