@@ -1,0 +1,119 @@
+"""From a decoded image to the model's size: at random in training, always alike in evaluation.
+
+Both are called as `transform(image, generator)` on uint8 tensors and stay in uint8; normalisation
+happens on the device. The random resized crop is that of MAE pretraining (arXiv:2111.06377,
+appendix A).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+CROP_ATTEMPTS = 10  # then the largest allowed crop in the centre
+
+
+class Transform(Protocol):
+    """What the loader calls: uint8 (C, H, W) -> uint8 (C, H', W') of one fixed size."""
+
+    @property
+    def num_channels(self) -> int: ...
+
+    def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor: ...
+
+
+class Geometry(Protocol):
+    """What `EvalTransform` asks of an image processor."""
+
+    num_channels: int
+
+    def resize_and_crop(self, image: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop and horizontal flip: uint8 (C, H, W) -> uint8 (C, *image_size).
+
+    Args:
+        image_size: (height, width) of the result; a smaller image is enlarged.
+        crop_scale: least and largest share of the image's area that a crop covers.
+        crop_ratio: least and largest width / height of a crop, as a multiple of that of
+            `image_size`.
+        horizontal_flip: probability of a flip.
+
+    Raises:
+        ValueError: if a range is empty or out of bounds.
+    """
+
+    image_size: tuple[int, int]
+    num_channels: int = 3
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    horizontal_flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range("crop_scale", self.crop_scale, most=1.0)
+        _check_range("crop_ratio", self.crop_ratio, most=float("inf"))
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip must lie in 0..1, not {self.horizontal_flip}.")
+
+    def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor:
+        """Transform one image: uint8 (C, H, W) -> uint8 (C, *image_size)."""
+        top, left, height, width = self.crop_box(image.shape[1], image.shape[2], generator)
+        crop = image[:, top : top + height, left : left + width]
+        crop = F.interpolate(crop[None], size=self.image_size, mode="bicubic", antialias=True)[0]
+        return crop.flip(-1) if generator.random() < self.horizontal_flip else crop
+
+    def crop_box(
+        self, height: int, width: int, generator: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Draw a crop inside an image of height x width: (top, left, height, width) in pixels."""
+        shape = self.image_size[1] / self.image_size[0]
+        low, high = (shape * ratio for ratio in self.crop_ratio)
+        for _ in range(CROP_ATTEMPTS):
+            area = height * width * generator.uniform(*self.crop_scale)
+            ratio = np.exp(generator.uniform(np.log(low), np.log(high)))
+            crop_height, crop_width = round((area / ratio) ** 0.5), round((area * ratio) ** 0.5)
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                top = int(generator.integers(height - crop_height, endpoint=True))
+                left = int(generator.integers(width - crop_width, endpoint=True))
+                return top, left, crop_height, crop_width
+        return _largest_center_box(height, width, low, high)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """The image processor's own resize and crop, so that evaluation sees what inference sees."""
+
+    processor: Geometry
+
+    @property
+    def num_channels(self) -> int:
+        """Channels that the processor expects."""
+        return self.processor.num_channels
+
+    def __call__(self, image: Tensor, generator: np.random.Generator | None = None) -> Tensor:
+        """Transform one image: uint8 (C, H, W) -> uint8 (C, H', W'); the generator is not used."""
+        return self.processor.resize_and_crop(image)
+
+
+def _largest_center_box(
+    height: int, width: int, low: float, high: float
+) -> tuple[int, int, int, int]:
+    """The largest centred box with width / height in low..high: (top, left, height, width)."""
+    ratio = min(max(width / height, low), high)
+    crop_height = max(1, min(height, round(width / ratio)))
+    crop_width = max(1, min(width, round(height * ratio)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def _check_range(name: str, values: Sequence[float], most: float) -> None:
+    low, high = values
+    if not 0 < low <= high <= most:
+        limit = "" if most == float("inf") else f" <= {most:g}"
+        raise ValueError(
+            f"{name} must be (low, high) with 0 < low <= high{limit}, not ({low}, {high})."
+        )

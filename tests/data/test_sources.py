@@ -1,0 +1,380 @@
+"""Every kind of source opens with the right labels, splits and errors, and no image is lost."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PillowImage
+
+from hf_vitmae.data.config import DataConfig
+from hf_vitmae.data.decode import decode
+from hf_vitmae.data.sources import open_source, open_train_and_eval
+
+
+def encoded(value: int) -> bytes:
+    buffer = io.BytesIO()
+    PillowImage.new("RGB", (2, 2), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(root: Path, *files: str) -> Path:
+    """A folder of images, each filled with its number in the list, and the usual hidden files."""
+    for value, file in enumerate(files):
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(encoded(value))
+    for junk in (".DS_Store", "._x.png", "__MACOSX/x.png", ".cache/x.png", "notes.txt"):
+        (root / junk).parent.mkdir(parents=True, exist_ok=True)
+        (root / junk).write_bytes(b"junk")
+    return root
+
+
+def values(source) -> list[int]:
+    """The numbers that the images are filled with."""
+    return [int(decode(source[i].encoded, 1)[0, 0, 0]) for i in range(len(source))]
+
+
+def labelled(labels: list, **features) -> Dataset:
+    """A data set whose image i is filled with i."""
+    images = [{"bytes": encoded(i), "path": None} for i in range(len(labels))]
+    columns = Features(image=Image(), **features) if features else None
+    dataset = Dataset.from_dict({"image": images, "label": labels}, features=columns)
+    return dataset if columns else dataset.cast_column("image", Image())
+
+
+# Folders
+
+
+def test_a_flat_folder_with_any_suffix_case_and_any_names(tmp_path):
+    source = open_source(write(tmp_path, "a.png", "B.PNG", "scan_test_1.jpg", "val.JPEG", "z.tif"))
+    assert sorted(values(source)) == [0, 1, 2, 3, 4]
+    assert source.class_names is None and source[0].label is None
+    assert source[1].name == str(tmp_path / "a.png")  # what a person needs to find it
+
+
+def test_one_folder_per_class_at_any_depth(tmp_path):
+    files = ["dog/1.png", "cat/2.png", "cat/deep/er/3.png", "test_images/4.png"]
+    source = open_source(write(tmp_path, *files))
+    assert source.class_names == ("cat", "dog", "test_images")
+    assert [(v, source[i].label) for i, v in enumerate(values(source))] == [
+        (1, 0),
+        (2, 0),
+        (0, 1),
+        (3, 2),
+    ]
+
+
+def test_a_ragged_folder_has_no_labels_and_loses_nothing(tmp_path):
+    source = open_source(write(tmp_path, "top.png", "a/x.png", "a/b/y.png"))
+    assert len(source) == 3 and source.class_names is None
+
+
+def test_split_folders_share_their_class_ids(tmp_path):
+    write(tmp_path, "train/a/0.png", "train/b/1.png", "train/c/2.png", "valid/c/3.png")
+    train, evaluation = open_train_and_eval(DataConfig(source=str(tmp_path)), seed=0)
+    assert evaluation is not None
+    assert train.class_names == evaluation.class_names == ("a", "b", "c")
+    assert values(evaluation) == [3] and evaluation[0].label == 2
+    assert len(open_source(tmp_path, "val")) == len(open_source(tmp_path, "validation")) == 1
+
+
+def test_beside_train_every_folder_is_a_split(tmp_path):
+    write(tmp_path, "Train/0.png", "extra/1.png")
+    assert values(open_source(tmp_path)) == [0] and values(open_source(tmp_path, "extra")) == [1]
+
+
+def test_class_folders_named_like_splits_stay_classes(tmp_path):
+    source = open_source(write(tmp_path, "valid/0.png", "defect/1.png"))
+    assert source.class_names == ("defect", "valid")
+
+
+def test_a_loose_image_beside_splits_is_refused_not_lost(tmp_path):
+    write(tmp_path, "train/0.png", "test/1.png", "loose.png")
+    with pytest.raises(ValueError, match=r"splits test, train and also 'loose.png'"):
+        open_source(tmp_path)
+
+
+def test_a_changed_folder_is_seen_as_changed(tmp_path):
+    write(tmp_path, "a.png", "b.png")
+    assert values(open_source(tmp_path)) == [0, 1]
+    (tmp_path / "a.png").write_bytes(encoded(9))
+    (tmp_path / "c.png").write_bytes(encoded(2))
+    assert values(open_source(tmp_path)) == [9, 1, 2]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    write(tmp_path / "photos", "a/x.png")
+    write(tmp_path / "elsewhere", "y.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "photos" / "b")
+    os.symlink(tmp_path / "photos", tmp_path / "photos" / "a" / "circle")
+    assert len(open_source(tmp_path / "photos")) == 2
+
+
+def test_a_file_that_went_away_is_named(tmp_path):
+    source = open_source(write(tmp_path, "a.png"))
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match="a.png' is not there; put it back"):
+        source[0]
+
+
+# Parquet
+
+
+def write_parquet(path: Path, numbers: list[int], **columns: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"image": [encoded(i) for i in numbers], **columns}), path)
+
+
+def test_a_parquet_file_a_folder_and_a_glob(tmp_path):
+    write_parquet(tmp_path / "data/train-00000-of-00002.parquet", [0, 1])
+    write_parquet(tmp_path / "data/train-00001-of-00002.parquet", [2])
+    write_parquet(tmp_path / "data/test-00000-of-00001.parquet", [3])
+    for source in (str(tmp_path), str(tmp_path / "data"), str(tmp_path / "**/*.parquet")):
+        assert values(open_source(source)) == [0, 1, 2]
+        assert values(open_source(source, "test")) == [3]
+    one_file = open_source(tmp_path / "data/test-00000-of-00001.parquet", "test")
+    assert one_file[0].name.endswith("test[0]")
+
+
+def test_a_changed_parquet_file_is_seen_as_changed(tmp_path):
+    path = tmp_path / "images[1].parquet"  # a name that is not to be read as a pattern
+    write_parquet(path, [0, 1])
+    assert values(open_source(path)) == [0, 1]
+    write_parquet(path, [5, 6])
+    assert values(open_source(path)) == [5, 6]
+
+
+def test_the_library_s_progress_bars_are_off_and_its_setting_is_kept(tmp_path, capfd):
+    import datasets
+
+    datasets.enable_progress_bars()
+    write_parquet(tmp_path / "a.parquet", [0, 1])
+    open_source(tmp_path)
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
+
+
+# `datasets` objects and their columns
+
+
+def test_a_dataset_passed_directly_with_a_transform_and_a_selection():
+    dataset = labelled([1, 0, 1, 1], label=ClassLabel(names=["no", "yes"])).select([3, 1])
+    source = open_source(dataset.with_transform(lambda batch: {"image": [None]}))
+    assert values(source) == [3, 1] and source.class_names == ("no", "yes")
+    assert [source[i].label for i in range(2)] == [1, 0]
+
+
+def test_a_dataset_of_paths_is_read_from_the_files(tmp_path):
+    write(tmp_path, "a.png", "b.png")
+    paths = [str(tmp_path / "b.png"), str(tmp_path / "a.png")]
+    assert values(open_source(Dataset.from_dict({"img": paths}))) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "ids"),
+    [
+        (["x", "b", "x"], ("b", "x"), [1, 0, 1]),
+        ([7, 3, 3], ("3", "7"), [1, 0, 0]),
+        ([True, False, True], ("False", "True"), [1, 0, 1]),
+    ],
+)
+def test_labels_without_names_are_the_sorted_values(labels, names, ids):
+    source = open_source(labelled(labels))
+    assert source.class_names == names and source.labels is not None
+    assert source.labels.tolist() == ids and source.labels.dtype == np.int64
+
+
+def test_a_split_without_any_label_is_unlabelled_and_gaps_are_refused():
+    two = ClassLabel(names=["a", "b"])
+    assert open_source(labelled([-1, -1], label=two)).class_names is None
+    assert open_source(labelled([None, None], label=Value("string"))).labels is None
+    gaps = labelled([0, -1, 1], label=two)
+    with pytest.raises(ValueError, match=r"no label for 1 of its 3 images \(column 'label'\)"):
+        open_source(gaps)
+    assert len(open_source(gaps, use_labels=False)) == 3
+
+
+def test_columns_are_found_by_type_then_by_name_or_are_named():
+    images = [{"bytes": encoded(0), "path": None}]
+    features = Features(
+        text=Value("string"), scan=Image(), kind=ClassLabel(names=["k"]), label=Value("string")
+    )
+    row = {"text": ["t"], "scan": images, "kind": [0], "label": ["l"]}
+    dataset = Dataset.from_dict(row, features=features)
+    assert open_source(dataset).image_column == "scan"
+    assert open_source(dataset).class_names == ("k",)
+    assert open_source(dataset, label_column="text").class_names == ("t",)
+
+    two = Dataset.from_dict(
+        {"left": images, "right": images}, features=Features(left=Image(), right=Image())
+    )
+    with pytest.raises(ValueError, match=r"several image columns \(columns: left, right\)"):
+        open_source(two)
+    assert open_source(two, image_column="right").image_column == "right"
+
+
+# Training and evaluation
+
+
+def test_evaluation_prefers_what_is_said_over_what_is_found():
+    parts = {"train": [0] * 10, "test": [0] * 2, "validation": [0] * 3}
+    splits = DatasetDict({k: labelled(v, label=ClassLabel(names=["a"])) for k, v in parts.items()})
+
+    def sizes(**options) -> tuple[int, int | None]:
+        train, evaluation = open_train_and_eval(DataConfig(**options), 0, source=splits)
+        return len(train), None if evaluation is None else len(evaluation)
+
+    assert sizes() == (10, 3)
+    assert sizes(eval_split="test") == (10, 2)
+    assert sizes(eval_share=0.2) == (8, 2)
+    assert sizes(split="validation") == (3, 2)
+    assert open_train_and_eval(DataConfig(), 0, source=splits["train"])[1] is None
+
+
+def test_a_hold_out_is_disjoint_stratified_and_seeded():
+    labels = [0] * 60 + [1] * 30 + [2] * 10
+    dataset = labelled(labels, label=ClassLabel(names=["a", "b", "c"]))
+
+    def held(seed: int) -> list[int]:
+        train, evaluation = open_train_and_eval(DataConfig(eval_share=0.2), seed, source=dataset)
+        assert evaluation is not None and evaluation.class_names == train.class_names
+        assert sorted(values(train) + values(evaluation)) == list(range(100))
+        assert evaluation.labels is not None
+        assert np.bincount(evaluation.labels).tolist() == [12, 6, 2]
+        assert [labels[v] for v in values(evaluation)] == evaluation.labels.tolist()
+        return values(evaluation)
+
+    assert held(0) == held(0) != held(1)
+
+
+def test_a_hold_out_without_labels_has_its_share():
+    dataset = labelled([0] * 11).remove_columns("label")
+    train, evaluation = open_train_and_eval(DataConfig(eval_share=0.25), 0, source=dataset)
+    assert evaluation is not None and (len(train), len(evaluation)) == (8, 3)
+    with pytest.raises(ValueError, match="eval_share=0.01 of the 11 images .* is 0 to evaluate on"):
+        open_train_and_eval(DataConfig(eval_share=0.01), 0, source=dataset)
+
+
+def test_few_labels_are_drawn_per_class_from_the_training_side_only():
+    parts = {"train": [0] * 9 + [1] * 6 + [2], "test": [0] * 5}
+    names = ClassLabel(names=["a", "b", "c"])
+    splits = DatasetDict({k: labelled(v, label=names) for k, v in parts.items()})
+    config = DataConfig(samples_per_class=3)
+    train, evaluation = open_train_and_eval(config, 0, source=splits, use_labels=False)
+    assert train.labels is not None and np.bincount(train.labels).tolist() == [3, 3, 1]
+    assert evaluation is not None and len(evaluation) == 5
+    assert values(train) == values(open_train_and_eval(config, 0, source=splits)[0])
+    assert values(train) != values(open_train_and_eval(config, 1, source=splits)[0])
+
+
+def test_class_ids_of_evaluation_follow_the_training_images():
+    splits = DatasetDict({"train": labelled(["a", "b", "c"]), "test": labelled(["c", "b"])})
+    _, evaluation = open_train_and_eval(DataConfig(), 0, source=splits)
+    assert evaluation is not None and evaluation.class_names == ("a", "b", "c")
+    assert evaluation.labels is not None and evaluation.labels.tolist() == [2, 1]
+
+
+def test_classes_that_only_evaluation_has_are_refused_where_labels_are_used():
+    splits = DatasetDict({"train": labelled(["good"]), "test": labelled(["bad", "good"])})
+    with pytest.raises(ValueError, match=r"1 classes that the training images lack \(bad\)"):
+        open_train_and_eval(DataConfig(), 0, source=splits)
+    _, evaluation = open_train_and_eval(DataConfig(), 0, source=splits, use_labels=False)
+    assert evaluation is not None and len(evaluation) == 2 and evaluation.labels is None
+
+
+def test_labels_on_one_side_only():
+    bare = labelled([0, 1]).remove_columns("label")
+    splits = DatasetDict({"train": labelled([0, 1]), "test": bare})
+    with pytest.raises(ValueError, match="has no labels and the training images have; evaluate on"):
+        open_train_and_eval(DataConfig(), 0, source=splits)
+    splits = DatasetDict({"train": bare, "test": labelled([0, 1])})
+    train, evaluation = open_train_and_eval(DataConfig(), 0, source=splits)
+    assert evaluation is not None and evaluation.class_names is None
+    with pytest.raises(ValueError, match="has no labels; put the images into one folder per class"):
+        train.require_classes()
+
+
+# What cannot be opened
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "line"),
+    [
+        ("missing", FileNotFoundError, r"no folder or file '.*missing'; check the path"),
+        ("empty", FileNotFoundError, r"empty holds no images; .* \.avif .* or \.parquet"),
+        ("table.csv", ValueError, "neither a folder nor a .parquet file; name the folder"),
+        ("*.parquet", FileNotFoundError, "matches no .parquet file; check the pattern"),
+        ("broken", ValueError, "broken cannot be read as parquet: "),
+    ],
+)
+def test_a_source_that_cannot_be_opened_says_so_in_one_line(tmp_path, source, error, line):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/x.parquet").write_text("no parquet")
+    with pytest.raises(error, match=line) as caught:
+        open_source(str(tmp_path / source))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_id_that_cannot_be_reached_says_so_in_one_line():
+    with pytest.raises(ValueError, match="'no/such' is not a folder here, and does not") as caught:
+        open_source("no/such:config")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stream_is_refused():
+    stream = labelled([0]).to_iterable_dataset()
+    with pytest.raises(ValueError, match="not IterableDataset; load a data set without streaming"):
+        open_source(stream)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"split": "dev"}, "The DatasetDict has no split 'dev'; its splits are: train, extra."),
+        ({"image_column": "photo"}, "no column 'photo'; its columns are: image, label."),
+        ({"label_column": "kind"}, "no column 'kind'; its columns are: image, label."),
+        ({"image_column": "label"}, "Column 'label' .* does not fit"),
+        ({"label_column": "image"}, "Column 'image' .* does not fit"),
+    ],
+)
+def test_a_split_or_column_that_is_not_there_is_answered_with_those_that_are(options, line):
+    splits = DatasetDict({"train": labelled([0]), "extra": labelled([0])})
+    with pytest.raises(ValueError, match=line):
+        open_source(splits, **options)
+
+
+def test_a_data_set_without_images_names_its_columns():
+    with pytest.raises(ValueError, match=r"no image column \(columns: text, id\)"):
+        open_source(Dataset.from_dict({"text": ["a"], "id": [1]}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"eval_share": 1.0},
+        {"eval_share": -0.1},
+        {"samples_per_class": 0},
+        {"num_workers": -1},
+        {"eval_split": "test", "eval_share": 0.1},
+    ],
+)
+def test_an_impossible_config_is_refused_by_field(options):
+    with pytest.raises(ValueError, match=f"data.{next(iter(options))}"):
+        DataConfig(**options)
+
+
+# The embedded set
+
+
+def test_the_embedded_set_opens_by_name():
+    train, evaluation = open_train_and_eval(DataConfig(), 0)
+    assert evaluation is not None and len(train) > len(evaluation) > 100
+    assert train.class_names == evaluation.class_names
+    assert len(train.require_classes()) > 5 and train.name == "emoji/train"
+    assert decode(train[0].encoded, 3).shape == (3, 64, 64)
