@@ -1,0 +1,59 @@
+"""What a run tells while it goes on: lines in metrics.jsonl, a bar or lines on the screen."""
+
+import sys
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from hf_vitmae.training.run_folder import RunFolder
+
+
+class Progress:
+    """Tells of steps and results: by a bar in a terminal, by plain lines elsewhere.
+
+    Args:
+        first, total: the step that the run starts at, and its number of steps.
+        silent: True for every process but the main one; it then does nothing.
+    """
+
+    def __init__(self, run: RunFolder, first: int, total: int, silent: bool = False) -> None:
+        self.run = run
+        self.total = total
+        self.silent = silent
+        has_bar = not silent and first < total and sys.stderr.isatty()
+        self.bar = tqdm(initial=first, total=total, unit="step") if has_bar else None
+
+    def say(self, line: str) -> None:
+        """One line on the screen, above the bar if there is one."""
+        if not self.silent:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def record(self, record: Mapping[str, float | str]) -> None:
+        """The numbers of a step or of an evaluation: into metrics.jsonl and onto the screen."""
+        if not self.silent:
+            self.run.append_metrics(record)
+            self.show(record)
+
+    def show(self, record: Mapping[str, float | str]) -> None:
+        """A record on the screen: beside the bar if it is a step's, else as a line."""
+        texts = {key: _short(value) for key, value in record.items()}
+        if self.bar is not None and "loss" in texts:
+            self.bar.set_postfix(loss=texts["loss"], lr=texts["lr"])
+        else:
+            values = [f"{key} {text}" for key, text in texts.items() if key != "step"]
+            self.say(f"step {texts['step']}/{self.total}  {'  '.join(values)}")
+
+    def close(self) -> None:
+        """End the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _short(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

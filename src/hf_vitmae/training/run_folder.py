@@ -1,0 +1,198 @@
+"""The folder of one run: its recipe, its log, and where everything else lies.
+
+recipe.yaml (resolved), metrics.jsonl (one line a logged step), checkpoints/, model/, samples/. The
+same command again finds the folder and resumes; a changed recipe is refused, field by field.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FREE_FIELDS = frozenset(
+    {
+        "output_dir",
+        "num_workers",
+        "log_every",
+        "eval_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "progress",
+        "tracker",
+        "push_to_hub",
+    }
+)
+"""Last names of fields that may change when a run is resumed: they do not alter its weights."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder on disk; made by `RunFolder.open`."""
+
+    path: Path
+
+    @classmethod
+    def open(
+        cls, path: str | Path, recipe: Any, free_fields: Collection[str] = FREE_FIELDS
+    ) -> "RunFolder":
+        """Create the folder, or reopen it for the same recipe; the main process first.
+
+        Args:
+            recipe: a dataclass; its class name is the task, and its fields go into recipe.yaml.
+            free_fields: last names of fields that may differ; their new values are written.
+
+        Raises:
+            ValueError: if the folder belongs to something else, another task or another recipe.
+        """
+        run = cls(Path(path))
+        fresh = {"task": type(recipe).__name__, **_plain(recipe)}
+        if _is_in_use(run.path):
+            _refuse_changes(run.path, run.read_recipe(), fresh, free_fields)
+        run.path.mkdir(parents=True, exist_ok=True)
+        _write_atomically(run.recipe, yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True))
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    def read_recipe(self) -> dict[str, Any]:
+        """recipe.yaml as a dict, with the task's name under `task`.
+
+        Raises:
+            ValueError: if this is no run folder.
+        """
+        try:
+            recipe = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            recipe = None
+        if not isinstance(recipe, dict) or "task" not in recipe:
+            raise ValueError(
+                f"{self.path} exists and is not the folder of a run (no readable recipe.yaml); "
+                "choose another --output-dir."
+            )
+        return recipe
+
+    def append_metrics(self, record: Mapping[str, float | int | str | None]) -> None:
+        """Add one line to metrics.jsonl and flush it; a number that is not finite becomes null."""
+        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that a killed run left half-written is passed over."""
+        if not self.metrics.exists():
+            return []
+        return list(_whole_lines(self.metrics.read_text(encoding="utf-8")))
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop the lines of steps after `step`, atomically: a resumed run writes them again."""
+        if self.metrics.exists():
+            kept = [record for record in self.read_metrics() if record["step"] <= step]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            _write_atomically(self.metrics, text)
+
+
+def _plain(value: Any, name: str = "recipe") -> Any:
+    """A recipe as YAML can hold it: dataclasses as dicts, sequences as lists, paths as text."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {f.name: _plain(getattr(value, f.name), f"{name}.{f.name}") for f in fields}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, Enum):
+        return _plain(value.value, name)
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(
+        f"{name} is a {type(value).__name__}, which recipe.yaml cannot hold; use plain values."
+    )
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether `path` is a file or holds anything but a recipe whose writing was interrupted."""
+    if not path.is_dir():
+        return path.exists()
+    return any(entry.name != _temporary("recipe.yaml") for entry in path.iterdir())
+
+
+def _refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[str]) -> None:
+    if old["task"] != new["task"]:
+        raise ValueError(
+            f"{path} is the folder of a {old['task']} and this is a {new['task']}; "
+            "choose another --output-dir."
+        )
+    before, now = dict(_leaves(old)), dict(_leaves(new))
+    changes = [
+        f"{name} was {before.get(name, 'not set')} and is now {now.get(name, 'not set')}"
+        for name in [*now, *(before.keys() - now.keys())]
+        if before.get(name, "not set") != now.get(name, "not set")
+        and name.split(".")[-1] not in free_fields
+    ]
+    if changes:
+        raise ValueError(
+            f"{path} was started with another recipe: {', '.join(changes)}; "
+            "start with the old values to resume, or choose another --output-dir."
+        )
+
+
+def _leaves(value: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything that is not a non-empty dict."""
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from _leaves(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", item
+
+
+def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.unfinished"
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Old content or new, never half of it."""
+    temporary = path.with_name(_temporary(path.name))
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
