@@ -1,0 +1,74 @@
+"""Panels: every picture at its place, small ones enlarged without smoothing, words below."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_vitmae.visualize import Reconstruction, panel, reconstruction_panel
+
+COLORS = {"input": "red", "masked": "lime", "prediction": "blue", "pasted": "yellow"}
+
+
+def make(size: tuple[int, int] = (8, 16), mode: str = "RGB") -> Reconstruction:
+    """Four flat pictures (width, height), of a colour each."""
+    pictures = {name: Image.new(mode, size, color) for name, color in COLORS.items()}
+    mask = np.array([[True, False], [True, True]])
+    return Reconstruction(**pictures, statistics="made up", mask=mask, error=0.25)
+
+
+def area(page: Image.Image, color: tuple[int, int, int]) -> tuple[int, int]:
+    """Width and height of what is exactly of one colour."""
+    rows, columns = np.nonzero((np.asarray(page) == color).all(axis=2))
+    return len(set(columns.tolist())), len(set(rows.tolist()))
+
+
+def test_small_pictures_grow_to_about_160_pixels() -> None:
+    page = reconstruction_panel([make()])
+    for color in ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)):
+        assert area(page, color) == (80, 160)
+
+
+def test_columns_stand_in_order_and_rows_below_one_another() -> None:
+    page = np.asarray(reconstruction_panel([make(), make()], scale=4))
+    middle = page[panel.MARGIN + panel.HEADER_FONT + panel.GAP + 2]
+    changes = [tuple(pixel) for pixel in middle[::4].tolist() if pixel != [255] * 3]
+    assert list(dict.fromkeys(changes)) == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    assert area(Image.fromarray(page), (255, 0, 0)) == (32, 128)
+
+
+def test_enlarging_keeps_pixels_square_and_hard() -> None:
+    item = make((2, 1))
+    item.input.putpixel((1, 0), (0, 255, 255))
+    page = reconstruction_panel([item], scale=5)
+    assert area(page, (255, 0, 0)) == (5, 5) and area(page, (0, 255, 255)) == (5, 5)
+
+
+def test_words_say_what_one_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+    draw = panel._text_strip
+    monkeypatch.setattr(
+        panel, "_text_strip", lambda texts, size: lines.append(texts) or draw(texts, size)
+    )
+    reconstruction_panel([make(), make()])
+    words = [text for texts in lines for text in texts.values()]
+    assert words[:4] == ["input", "masked", "prediction", "pasted"]
+    assert words[4] == "75% hidden, mean squared error there 0.250"
+    assert words.count("prediction (made up)") == 1
+
+
+def test_long_words_are_not_cut_off_by_narrow_pictures() -> None:
+    page = np.asarray(reconstruction_panel([make()], scale=1))
+    assert (page[:, -panel.MARGIN :] == 255).all()
+    assert (page[-panel.MARGIN :] == 255).all()
+
+
+def test_gray_and_rows_of_unequal_size_fit() -> None:
+    page = reconstruction_panel([make(), make((16, 8), "L")], scale=2)
+    assert page.mode == "RGB" and area(page, (255, 0, 0)) == (16, 32)
+
+
+def test_nothing_to_show_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        reconstruction_panel([])
+    with pytest.raises(ValueError, match="-1"):
+        reconstruction_panel([make()], scale=-1)
