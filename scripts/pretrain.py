@@ -1,0 +1,15 @@
+"""Pretrain a masked autoencoder on your own images.
+
+    python scripts/pretrain.py mae-cpu --data.source emoji --output-dir runs/a
+    accelerate launch scripts/pretrain.py mae-base --data.source FOLDER --output-dir runs/c
+    python scripts/pretrain.py --help
+
+The same command again resumes; it does what `hf-vitmae pretrain` does.
+"""
+
+import sys
+
+from hf_vitmae.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["pretrain", *sys.argv[1:]]))

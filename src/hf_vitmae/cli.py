@@ -1,0 +1,173 @@
+"""`hf-vitmae <verb>`: the command line, derived by tyro from the recipes and request dataclasses.
+
+Exit codes: 0; 2 for a wrong command line or recipe; 1 for an error, said in one line; 130 after
+SIGINT. Set HF_VITMAE_TRACEBACK=1 to see where an error came from.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import inspect
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+PROGRAM = "hf-vitmae"
+VERBS = {
+    "pretrain": "pretrain a masked autoencoder on images without labels",
+    "finetune": "fine-tune a pretrained model for classification",
+    "reconstruct": "draw what a model makes of images with hidden patches",
+    "demo": "pretrain, look, fine-tune and load again on the embedded emoji, in minutes",
+}
+USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+
+
+class CommandLineError(Exception):
+    """The command line or the recipe is wrong."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    try:
+        _check_verb(verb)
+        _run_verb(verb, rest)
+    except CommandLineError as error:
+        return _report(verb, error, code=2)
+    except USER_ERRORS as error:
+        if os.environ.get("HF_VITMAE_TRACEBACK"):
+            raise
+        return _report(verb, error, code=1)
+    except KeyboardInterrupt:
+        return _report(verb, "interrupted; the same command goes on from the last checkpoint", 130)
+    return 0
+
+
+def _run_verb(verb: str, rest: list[str]) -> None:
+    """Parse the arguments of one verb and run its task; only what the verb needs is imported."""
+    task = importlib.import_module(f"hf_vitmae.tasks.{verb}")
+    with _one_line_errors(verb):
+        request = PARSERS[verb](f"{PROGRAM} {verb}", rest)
+    task.run(request)
+
+
+def _parse_pretrain(program: str, rest: list[str]) -> Any:
+    from hf_vitmae.recipes import PRETRAIN
+
+    return _parse_recipe(PRETRAIN, program, rest)
+
+
+def _parse_finetune(program: str, rest: list[str]) -> Any:
+    from hf_vitmae.recipes import FINETUNE
+
+    return _parse_recipe(FINETUNE, program, rest)
+
+
+def _parse_reconstruct(program: str, rest: list[str]) -> Any:
+    import tyro
+
+    from hf_vitmae.tasks.reconstruct import ReconstructRequest
+
+    return tyro.cli(ReconstructRequest, prog=program, args=rest)
+
+
+def _parse_demo(program: str, rest: list[str]) -> Any:
+    import tyro
+
+    from hf_vitmae.recipes.demo import demo
+    from hf_vitmae.tasks.demo import DemoRecipe
+
+    return tyro.cli(DemoRecipe, prog=program, args=rest, default=demo())
+
+
+PARSERS = {
+    "pretrain": _parse_pretrain,
+    "finetune": _parse_finetune,
+    "reconstruct": _parse_reconstruct,
+    "demo": _parse_demo,
+}
+
+
+def _parse_recipe(recipes: Mapping[str, Callable[[], Any]], program: str, rest: list[str]) -> Any:
+    """A recipe by name, with flags over its fields.
+
+    Raises:
+        CommandLineError: for both `--steps` and `--epochs`; one alone takes the place of what the
+        recipe has.
+    """
+    import tyro
+
+    flags = {argument.split("=")[0] for argument in rest}
+    if {"--steps", "--epochs"} <= flags:
+        raise CommandLineError("give either --steps or --epochs, not both.")
+    defaults = {name: (inspect.getdoc(make) or "", make()) for name, make in recipes.items()}
+    if "--epochs" in flags:
+        defaults = {
+            name: (text, dataclasses.replace(recipe, steps=None, epochs=recipe.epochs or 1.0))
+            for name, (text, recipe) in defaults.items()
+        }
+    return tyro.extras.overridable_config_cli(defaults, prog=program, args=rest)
+
+
+@contextlib.contextmanager
+def _one_line_errors(verb: str) -> Iterator[None]:
+    """Turn tyro's framed message, or a recipe's `ValueError`, into one `CommandLineError`."""
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            yield
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise CommandLineError(_unframe(message.getvalue(), verb)) from None
+    except ValueError as error:
+        raise CommandLineError(str(error)) from error
+
+
+def _unframe(text: str, verb: str) -> str:
+    """What tyro's frame says, what it suggests, and a pointer to the help, on one line."""
+    sections: list[list[str]] = [[]]
+    for line in text.splitlines()[1:]:  # the first is the frame's top, with a title
+        words = line.strip("│╰╯|+ ")
+        if words.strip("─-"):
+            sections[-1].append(words)
+        else:
+            sections.append([])
+    said, *others = [" ".join(section) for section in sections if section]
+    said = said.split(" Got errors:")[0].rstrip(".") + "."
+    if perhaps := re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(others)):
+        said += f" Did you mean {perhaps[1]}?"
+    choices = [section for section in others if section.startswith("Available subcommands")]
+    return " ".join([said, *choices, f"({PROGRAM} {verb} --help shows all flags)"])
+
+
+def _check_verb(verb: str) -> None:
+    if verb in VERBS:
+        return
+    close = difflib.get_close_matches(verb, VERBS, n=1)
+    mend = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}."
+    raise CommandLineError(f"there is no verb {verb!r}; {mend}")
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
+    return f"usage: {PROGRAM} VERB ...   ({PROGRAM} VERB --help shows its flags)\n\n{verbs}"
+
+
+def _report(verb: str, error: object, code: int) -> int:
+    line = " ".join(str(error).split()) or type(error).__name__
+    print(f"{PROGRAM} {verb}: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

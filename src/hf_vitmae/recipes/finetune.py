@@ -1,0 +1,96 @@
+"""End-to-end fine-tuning for classification (arXiv:2111.06377, appendix A, and its code for drop
+path).
+
+Layer-wise decay, drop path, mean pooling and label smoothing are here. The paper's RandAugment,
+erasing, mixup and cutmix are not part of these recipes yet: expect less than its figures. No result
+is claimed.
+"""
+
+from pathlib import Path
+
+from hf_vitmae.data.config import AugmentConfig, DataConfig
+from hf_vitmae.tasks.finetune import FinetuneRecipe
+from hf_vitmae.training.optim import OptimConfig
+
+
+def _finetune(
+    name: str, base_lr: float, layer_decay: float, drop_path: float, epochs: int
+) -> FinetuneRecipe:
+    return FinetuneRecipe(
+        data=DataConfig(num_workers=8),
+        augment=AugmentConfig(crop_scale=(0.08, 1.0)),
+        optim=OptimConfig(
+            base_lr=base_lr,
+            weight_decay=0.05,
+            betas=(0.9, 0.999),
+            layer_decay=layer_decay,
+            warmup_share=0.05,
+            min_lr=1e-6,
+        ),
+        drop_path_rate=drop_path,
+        label_smoothing=0.1,
+        epochs=epochs,
+        batch_size=32,
+        output_dir=Path(f"runs/{name}"),
+    )
+
+
+def finetune_base() -> FinetuneRecipe:
+    """ViT-B and smaller: 100 epochs, base learning rate 5e-4, layer decay 0.65, drop path 0.1;
+    batch 1024.
+
+    Run: accelerate launch scripts/finetune.py finetune-base --model MODEL --data.source FOLDER
+    """
+    return _finetune("finetune-base", 5e-4, 0.65, 0.1, 100)
+
+
+def finetune_large() -> FinetuneRecipe:
+    """ViT-L: 50 epochs, base learning rate 1e-3, layer decay 0.75, drop path 0.2; batch 1024.
+
+    Run: accelerate launch scripts/finetune.py finetune-large --model MODEL --data.source FOLDER
+    """
+    return _finetune("finetune-large", 1e-3, 0.75, 0.2, 50)
+
+
+def finetune_huge() -> FinetuneRecipe:
+    """ViT-H: 50 epochs, base learning rate 1e-3, layer decay 0.75, drop path 0.3; batch 1024.
+
+    Run: accelerate launch scripts/finetune.py finetune-huge --model MODEL --data.source FOLDER
+    """
+    return _finetune("finetune-huge", 1e-3, 0.75, 0.3, 50)
+
+
+def finetune_cpu() -> FinetuneRecipe:
+    """For a model of `mae-cpu`: a few hundred steps on two CPU cores, few labels.
+
+    Run: hf-vitmae finetune finetune-cpu --model runs/mae-cpu/model --data.source emoji
+    """
+    return FinetuneRecipe(
+        model="runs/mae-cpu/model",
+        data=DataConfig(source="emoji", num_workers=1),
+        augment=AugmentConfig(crop_scale=(0.6, 1.0)),
+        optim=OptimConfig(base_lr=2e-3, betas=(0.9, 0.999), layer_decay=0.75, warmup_share=0.1),
+        drop_path_rate=0.1,
+        label_smoothing=0.1,
+        steps=300,
+        batch_size=64,
+        output_dir=Path("runs/finetune-cpu"),
+    )
+
+
+def smoke() -> FinetuneRecipe:
+    """Every part of fine-tuning once, in seconds on a CPU, from what `pretrain smoke` made.
+
+    Run: hf-vitmae finetune smoke
+    """
+    return FinetuneRecipe(
+        model="runs/smoke-pretrain/model",
+        data=DataConfig(source="emoji", num_workers=0),
+        optim=OptimConfig(base_lr=1e-2, layer_decay=0.75, warmup_share=0.2),
+        steps=10,
+        batch_size=8,
+        log_every=2,
+        checkpoint_every=5,
+        eval_images=64,
+        output_dir=Path("runs/smoke-finetune"),
+    )

@@ -1,0 +1,1 @@
+"""Complete programs: each has one recipe dataclass and one `run(recipe)`."""

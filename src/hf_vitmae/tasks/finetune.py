@@ -1,0 +1,173 @@
+"""End-to-end fine-tuning for classification (arXiv:2111.06377, appendix A)."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hf_vitmae.data.augment import EvalTransform
+from hf_vitmae.data.image_source import ImageSource
+from hf_vitmae.data.loader import eval_batches
+from hf_vitmae.data.sources import open_train_and_eval
+from hf_vitmae.models.configuration_vitmae import VitMaeConfig
+from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
+from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
+from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
+from hf_vitmae.tasks.fit import Batch, fit, normalized, spread
+from hf_vitmae.tasks.recipe import TaskRecipe
+from hf_vitmae.training.metrics import TopKAccuracy
+from hf_vitmae.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe(TaskRecipe):
+    """A complete fine-tuning run."""
+
+    model: str = "runs/pretrain/model"
+    """Folder or Hub id of a checkpoint; its geometry and encoder are used, its head is not."""
+    optim: OptimConfig = OptimConfig(
+        base_lr=5e-4, betas=(0.9, 0.999), layer_decay=0.65, min_lr=1e-6
+    )
+    output_dir: Path = Path("runs/finetune")
+    """Folder of the run; the same command again resumes what is in it."""
+    pooling: Literal["cls", "mean"] = "mean"
+    """What the classifier sees: the CLS token or the mean of the patch tokens."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the last encoder block."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    from_scratch: bool = False
+    """Take only the architecture from `model` and start from fresh weights: the fair comparison."""
+    new_head: bool = False
+    """Replace the head of a model that was fine-tuned for other classes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"`label_smoothing` must be at least 0 and below 1, got {self.label_smoothing}."
+            )
+
+
+def run(recipe: FinetuneRecipe) -> dict[str, Any]:
+    """Fine-tune, and leave model, log and checkpoints in `recipe.output_dir`.
+
+    Returns:
+        The newest value of everything logged, with `eval_accuracy` when there were held-out images.
+
+    Raises:
+        ValueError, FileNotFoundError: for a recipe, model or data that cannot be used, in one line.
+    """
+    accelerator = recipe.make_accelerator()
+    source_config = load_config(recipe.model)
+    train_source, eval_source = open_train_and_eval(recipe.data, recipe.seed)
+    classes = train_source.require_classes()
+    _refuse_other_classes(recipe, source_config, classes)
+    config = _classifier_config(recipe, source_config, classes)
+    torch.manual_seed(recipe.seed)
+    model = _make_model(recipe, config, accelerator)
+    processor = load_processor(recipe.model, config)
+    evaluators = []
+    if eval_source is not None:
+        held_out = spread(eval_source, recipe.eval_images)
+        evaluators.append(HeldOutAccuracy(recipe, accelerator, processor, held_out))
+
+    def prepare(batch: Batch) -> Batch:
+        labels = batch["labels"].to(accelerator.device, non_blocking=True)
+        targets = smooth_labels(labels, len(classes), recipe.label_smoothing)
+        return {"pixel_values": normalized(batch, processor, accelerator.device), "labels": targets}
+
+    _, metrics = fit(recipe, accelerator, model, processor, train_source, prepare, evaluators)
+    return metrics
+
+
+def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Class numbers, as distributions when smoothed: (B,) -> (B,) or float (B, classes)."""
+    if smoothing == 0.0:
+        return labels
+    return functional.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+
+
+@dataclass(frozen=True)
+class HeldOutAccuracy:
+    """Top-1 and top-5 accuracy and the loss on held-out images, each counted once."""
+
+    recipe: FinetuneRecipe
+    accelerator: Accelerator
+    processor: VitMaeImageProcessor
+    source: ImageSource
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate `model`, on every process alike: -> eval_loss, eval_accuracy and the like."""
+        logits, labels = self._predict(model)
+        results = {"loss": functional.cross_entropy(logits, labels).item()}
+        for metric in (TopKAccuracy(1), TopKAccuracy(5)):
+            results |= metric.compute(predictions=logits.numpy(), references=labels.numpy()) or {}
+        results["images"] = len(labels)
+        return {f"eval_{name}": value for name, value in results.items()}
+
+    def _predict(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the whole source on the CPU: -> float32 (n, classes), int64 (n,)."""
+        device = self.accelerator.device
+        pairs = []
+        for batch in eval_batches(
+            self.source,
+            EvalTransform(self.processor),
+            seed=self.recipe.seed,
+            batch_size=self.recipe.batch_size,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            num_workers=self.recipe.data.num_workers,
+        ):
+            valid = batch["valid"]
+            logits = model(pixel_values=normalized(batch, self.processor, device)).logits
+            pairs.append((logits.float().cpu()[valid], batch["labels"][valid]))
+        logits, labels = zip(*gather_object(pairs), strict=True)
+        return torch.cat(logits), torch.cat(labels)
+
+
+def _make_model(
+    recipe: FinetuneRecipe, config: VitMaeConfig, accelerator: Accelerator
+) -> VitMaeForImageClassification:
+    if recipe.from_scratch:
+        accelerator.print(f"{recipe.model}: its architecture, with fresh weights.")
+        return VitMaeForImageClassification(config)
+    model, new = load_model(
+        VitMaeForImageClassification, recipe.model, config, new_head=recipe.new_head
+    )
+    parts = ", ".join(sorted(new)) or "nothing"
+    accelerator.print(f"{recipe.model}: encoder loaded; starting afresh: {parts}.")
+    return model
+
+
+def _classifier_config(
+    recipe: FinetuneRecipe, source_config: VitMaeConfig, classes: Sequence[str]
+) -> VitMaeConfig:
+    config = copy.deepcopy(source_config)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: i for i, name in enumerate(classes)}
+    config.pooling = recipe.pooling
+    config.drop_path_rate = recipe.drop_path_rate
+    return config
+
+
+def _refuse_other_classes(
+    recipe: FinetuneRecipe, source_config: VitMaeConfig, classes: Sequence[str]
+) -> None:
+    """A classifier keeps its classes, unless it is given a new head on purpose."""
+    is_classifier = source_config.architectures == [VitMaeForImageClassification.__name__]
+    if not is_classifier or recipe.from_scratch or recipe.new_head:
+        return
+    known = list((source_config.id2label or {}).values())
+    if known != list(classes):
+        raise ValueError(
+            f"{recipe.model} classifies into {len(known)} classes and the data has {len(classes)} "
+            f"({', '.join(classes[:5])}, ...), or others; pass --new-head to replace its head."
+        )

@@ -1,0 +1,39 @@
+"""Open saved models as a user would, in a process of its own: Auto classes and pipelines, shapes
+and labels printed.
+
+    python -m hf_vitmae.tasks.load_again PRETRAINED CLASSIFIER IMAGE
+
+Being part of the package, it has the classes registered; elsewhere `import hf_vitmae` comes first.
+"""
+
+import sys
+
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    pipeline,
+)
+
+
+def main(pretrained: str, classifier: str, picture: str) -> None:
+    """Load all there is to load, use it on one image, and say what came out."""
+    image = Image.open(picture)
+    processor = AutoImageProcessor.from_pretrained(pretrained)
+    features = AutoModel.from_pretrained(pretrained)(**processor(image, return_tensors="pt"))
+    print(f"AutoModel: features {tuple(features.last_hidden_state.shape)}")
+    model = AutoModelForImageClassification.from_pretrained(classifier)
+    logits = model(**processor(image, return_tensors="pt")).logits
+    label = model.config.id2label[logits.argmax().item()]
+    print(f"AutoModelForImageClassification: {label}")
+    best = pipeline("image-classification", model=classifier)(image)[0]
+    print(f"pipeline: {best['label']}, score {best['score']:.3f}")
+    if best["label"] != label:
+        raise SystemExit(f"The pipeline says {best['label']} and the model says {label}.")
+    again = pipeline("image-feature-extraction", model=pretrained)(image)
+    print(f"pipeline: {len(again[0])} tokens of {len(again[0][0])} features")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

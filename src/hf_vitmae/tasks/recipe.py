@@ -1,0 +1,100 @@
+"""What the recipes of all tasks share, and how a recipe becomes a loop.
+
+Every field is a flag of the command line; its docstring is the flag's help.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+
+from hf_vitmae.data.config import AugmentConfig, DataConfig
+from hf_vitmae.data.order import num_steps
+from hf_vitmae.training.loop import LoopConfig
+from hf_vitmae.training.optim import OptimConfig, effective_lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRecipe:
+    """Data, optimiser, duration and output of a training run.
+
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
+    """
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    output_dir: Path = Path("runs/latest")
+    """Folder of the run; the same command again resumes what is in it."""
+    steps: int | None = None
+    """Optimiser steps of the whole run; takes the place of `epochs`."""
+    epochs: float | None = None
+    """Times that the run sees every image."""
+    batch_size: int = 64
+    """Images of one forward pass in one process."""
+    accumulation: int = 1
+    """Forward passes whose gradients make one step."""
+    seed: int = 0
+    """Decides the start weights, the order, the crops and the masks."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto is bf16 on a GPU that has it and fp32 elsewhere."""
+    compile: bool = False
+    """Run the training step through torch.compile."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Steps between evaluations; 0 evaluates at the end only."""
+    eval_images: int | None = None
+    """Evaluate on at most so many images, spread evenly over the split."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; 0 saves at the end only."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay on the disk."""
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.epochs is None:
+            raise ValueError("The run has no length; give `steps` or `epochs`.")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"`steps` must be at least 1, got {self.steps}.")
+        if self.epochs is not None and not (self.epochs > 0 and math.isfinite(self.epochs)):
+            raise ValueError(f"`epochs` must be above 0, got {self.epochs}.")
+        if self.batch_size < 1 or self.accumulation < 1:
+            name = "batch_size" if self.batch_size < 1 else "accumulation"
+            raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+    def make_accelerator(self) -> Accelerator:
+        """The processes and devices of this launch, at the recipe's precision."""
+        precision = self.precision
+        if precision == "auto":
+            has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            precision = "bf16" if has_bf16 else "fp32"
+        if precision == "fp16" and not torch.cuda.is_available():
+            raise ValueError("`precision` fp16 needs a GPU; use fp32 or bf16.")
+        mode = "no" if precision == "fp32" else precision
+        return Accelerator(mixed_precision=mode)
+
+    def loop_config(self, num_samples: int, num_processes: int) -> LoopConfig:
+        """The loop for a data set of so many images."""
+        global_batch = self.batch_size * self.accumulation * num_processes
+        steps = self.steps
+        if steps is None:
+            steps = num_steps(self.epochs or 0, num_samples, global_batch)
+        return LoopConfig(
+            steps=steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            accumulation=self.accumulation,
+            log_every=self.log_every,
+            eval_every=self.eval_every,
+            checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=self.keep_checkpoints,
+            compile=self.compile,
+        )
+
+    def peak_lr(self, num_processes: int) -> float:
+        """The learning rate after warm-up: base_lr * effective batch / 256."""
+        return effective_lr(self.optim.base_lr, self.batch_size * self.accumulation * num_processes)

@@ -1,0 +1,72 @@
+"""Look at a pretrained model: hide patches of images and draw what it makes of them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from PIL import Image
+
+from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
+from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
+from hf_vitmae.visualize import reconstruct, reconstruction_panel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructRequest:
+    """Draw input, masked input, prediction and both pasted together, a row for each image."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Folder or Hub id of a pretrained model."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
+    """Image files."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("reconstruction.png")
+    """Where the picture goes."""
+    mask_ratio: float | None = None
+    """Share of the patches to hide; the model's own by default."""
+    seed: int = 0
+    """Decides which patches are hidden."""
+    statistics: Literal["hidden", "visible"] = "hidden"
+    """For models that predict normalised patches: un-normalise with the hidden patches' own mean
+    and deviation, as
+    papers do, or with what the visible patches around them have."""
+
+
+def run(request: ReconstructRequest) -> Path:
+    """Write the picture and return where it is.
+
+    Raises:
+        ValueError, FileNotFoundError: for a model without decoder, or an image that cannot be read.
+    """
+    if not request.images:
+        raise ValueError("No images given; name one or more image files after the model.")
+    images = [_open_image(path) for path in request.images]
+    config = load_config(request.model)
+    model, new = load_model(VitMaeForPreTraining, request.model, config)
+    if "decoder" in new:
+        raise ValueError(
+            f"{request.model} has no decoder, so it predicts no pixels; name a checkpoint of "
+            "pretraining."
+        )
+    reconstructions = reconstruct(
+        model,
+        images,
+        load_processor(request.model, config),
+        mask_ratio=request.mask_ratio,
+        seed=request.seed,
+        statistics=request.statistics,
+    )
+    request.output.parent.mkdir(parents=True, exist_ok=True)
+    reconstruction_panel(reconstructions).save(request.output)
+    return request.output
+
+
+def _open_image(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no image {str(path)!r}; check the path.") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return image
