@@ -62,6 +62,7 @@ class VitMaeImageProcessor(BaseImageProcessor):
         num_channels, patch_size: those of the model; a patch is an int or (height, width).
         do_convert: with 1 or 3 channels, make luma or RGB of any picture: transparency becomes
             white, gray is repeated. Without it, or with another count, channels must match.
+            (transformers' pipelines drop transparency before they call a processor.)
     """
 
     valid_kwargs = VitMaeImageProcessorKwargs

@@ -1,4 +1,4 @@
-"""What `hf-vitmae demo` runs: the small CPU recipes, sized for minutes on two cores."""
+"""What `hf-vitmae demo` runs: the small CPU recipes, sized for about four minutes on two cores."""
 
 from dataclasses import replace
 
@@ -8,11 +8,13 @@ from hf_vitmae.tasks.demo import DemoRecipe
 
 
 def demo() -> DemoRecipe:
-    """Pretrain `mae-cpu` on all training emoji, fine-tune `finetune-cpu` on five labelled ones a
-    category.
+    """Pretrain `mae-cpu` on all training emoji, fine-tune on five labelled ones of each category.
 
     Run: hf-vitmae demo
     """
     finetune = finetune_cpu()
     few = replace(finetune.data, samples_per_class=5)
-    return DemoRecipe(pretrain=mae_cpu(), finetune=replace(finetune, data=few, steps=100))
+    return DemoRecipe(
+        pretrain=replace(mae_cpu(), steps=1000, log_every=50),
+        finetune=replace(finetune, data=few, steps=60),
+    )

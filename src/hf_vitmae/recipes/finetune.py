@@ -69,11 +69,11 @@ def finetune_cpu() -> FinetuneRecipe:
         model="runs/mae-cpu/model",
         data=DataConfig(source="emoji", num_workers=1),
         augment=AugmentConfig(crop_scale=(0.6, 1.0)),
-        optim=OptimConfig(base_lr=2e-3, betas=(0.9, 0.999), layer_decay=0.75, warmup_share=0.1),
+        optim=OptimConfig(base_lr=1.6e-2, betas=(0.9, 0.999), layer_decay=0.75, warmup_share=0.1),
         drop_path_rate=0.1,
         label_smoothing=0.1,
         steps=300,
-        batch_size=64,
+        batch_size=32,
         output_dir=Path("runs/finetune-cpu"),
     )
 

@@ -9,16 +9,14 @@ Being part of the package, it has the classes registered; elsewhere `import hf_v
 import sys
 
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    pipeline,
-)
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.utils import logging
 
 
 def main(pretrained: str, classifier: str, picture: str) -> None:
     """Load all there is to load, use it on one image, and say what came out."""
+    logging.disable_progress_bar()
     image = Image.open(picture)
     processor = AutoImageProcessor.from_pretrained(pretrained)
     features = AutoModel.from_pretrained(pretrained)(**processor(image, return_tensors="pt"))

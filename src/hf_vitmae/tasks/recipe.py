@@ -75,7 +75,8 @@ class TaskRecipe:
         if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("`precision` fp16 needs a GPU; use fp32 or bf16.")
         mode = "no" if precision == "fp32" else precision
-        return Accelerator(mixed_precision=mode)
+        # Without `cpu`, Accelerate takes each process of a launch without a GPU for the only one.
+        return Accelerator(mixed_precision=mode, cpu=not torch.accelerator.is_available())
 
     def loop_config(self, num_samples: int, num_processes: int) -> LoopConfig:
         """The loop for a data set of so many images."""
