@@ -3,11 +3,13 @@
 python scripts/benchmark.py imports     # against `from transformers import PreTrainedModel`
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import time
+from typing import Literal
+
+import tyro
 
 OURS, THEIRS = "import hf_vitmae", "from transformers import PreTrainedModel"
 
@@ -28,14 +30,15 @@ def measure_imports(rounds: int) -> str:
 BENCHMARKS = {"imports": measure_imports}
 
 
-def main() -> None:
-    """Run one benchmark and print its line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=BENCHMARKS)
-    parser.add_argument("--rounds", type=int, default=7, help="times that each side is measured")
-    arguments = parser.parse_args()
-    print(BENCHMARKS[arguments.what](arguments.rounds))
+def main(what: Literal["imports"], /, rounds: int = 7) -> None:
+    """Run one benchmark and print its line.
+
+    Args:
+        what: which one.
+        rounds: times that each side is measured.
+    """
+    print(BENCHMARKS[what](rounds))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

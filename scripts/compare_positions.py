@@ -6,10 +6,10 @@ All three have the geometry of the `mae-cpu` recipe and see the same emoji in th
 the same masks. transformers 5.23 leaves both tables of a fresh ViTMAEForPreTraining at zero.
 """
 
-import argparse
 from collections.abc import Iterator
 
 import torch
+import tyro
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
@@ -73,11 +73,12 @@ def held_out() -> Iterator[dict[str, Tensor]]:
     return eval_batches(source, transform, seed=0, batch_size=size, num_noise=CONFIG.num_patches)
 
 
-def main() -> None:
-    """Train all three, print the held-out masked error of each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of each model")
-    steps = parser.parse_args().steps
+def main(steps: int = 600) -> None:
+    """Train all three, print the held-out masked error of each.
+
+    Args:
+        steps: optimiser steps of each model.
+    """
     (batch,) = held_out()
     makers = {
         "transformers, as it comes": lambda: theirs(filled=False),
@@ -97,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -182,8 +182,8 @@ def summary(
             "held-out emoji (scratch-longer has the compute of pretrained):",
             "start           draw  fine-tuning steps  total TFLOPs     top-1     top-5",
             *rows,
-            f"With the same total compute pretraining changes top-1 by {gain:+.3f}; on so many images "
-            f"differences below {noise:.2f} mean little.",
+            f"With the same total compute pretraining changes top-1 by {gain:+.3f}; on so many "
+            f"images differences below {noise:.2f} mean little.",
             *(f"Picture: {picture}" for picture in pictures),
             f"Pretrained model: {output / 'pretrain' / 'model'}",
             f"Classifier: {output / 'finetune-pretrained-0' / 'model'}",
