@@ -24,7 +24,7 @@ from hf_vitmae.visualize import mean_visible_baseline
 
 RECIPE = mae_cpu()
 CONFIG = RECIPE.model.to_config()
-PROCESSOR = VitMaeImageProcessor(size=CONFIG.image_pair, patch_size=CONFIG.patch_pair)
+PROCESSOR = VitMaeImageProcessor.for_model(CONFIG)
 
 
 def theirs(*, filled: bool) -> nn.Module:

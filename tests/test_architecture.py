@@ -25,7 +25,7 @@ PACKAGE_LAYERS: tuple[set[str], ...] = (
     {"cli"},
 )
 MODEL_LAYERS: tuple[set[str], ...] = (
-    {"patches", "pictures", "masking"},
+    {"patches", "pictures", "masking", "modes"},
     {"configuration_vitmae"},
     {"layers", "stem"},
     {"embeddings"},

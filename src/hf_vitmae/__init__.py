@@ -51,4 +51,7 @@ AutoConfig.register("hf_vitmae", VitMaeConfig)
 AutoModel.register(VitMaeConfig, VitMaeModel)
 AutoModelForPreTraining.register(VitMaeConfig, VitMaeForPreTraining)
 AutoModelForImageClassification.register(VitMaeConfig, VitMaeForImageClassification)
-AutoImageProcessor.register(VitMaeConfig, VitMaeImageProcessor)
+AutoImageProcessor.register(
+    VitMaeConfig,
+    image_processor_classes={"pil": VitMaeImageProcessor, "torchvision": VitMaeImageProcessor},
+)

@@ -482,3 +482,10 @@ def test_bad_pixel_values_are_named() -> None:
         processor.normalize(torch.zeros(2, 1, 16, 16))
     with pytest.raises(ValueError, match="both patch_mean and patch_std"):
         processor.patches_to_images(torch.zeros(1, 1, 768), (1, 1), patch_mean=torch.zeros(1, 1, 1))
+
+
+def test_a_processor_for_a_model_has_its_geometry() -> None:
+    config = tiny_config(image_size=(24, 16), patch_size=(6, 4), num_channels=5)
+    processor = VitMaeImageProcessor.for_model(config)
+    assert processor.size == {"height": 24, "width": 16}
+    assert processor.patch_size == [6, 4] and processor.image_mean == [0.5] * 5

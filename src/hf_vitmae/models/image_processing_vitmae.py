@@ -104,6 +104,12 @@ class VitMaeImageProcessor(BaseImageProcessor):
         self.do_convert = do_convert
         self._validate()
 
+    @classmethod
+    def for_model(cls, config: Any) -> "VitMaeImageProcessor":
+        """The processor of a model's geometry, with neutral statistics (0.5 in every channel)."""
+        geometry = {name: getattr(config, name) for name in ("patch_size", "num_channels")}
+        return cls(size=config.image_size, **geometry)
+
     def _validate(self) -> None:
         """Raise `ValueError` for options that cannot be meant."""
         if self.resample not in INTERPOLATION:

@@ -88,9 +88,7 @@ def load_processor(name: str, config: VitMaeConfig) -> VitMaeImageProcessor:
     try:
         return VitMaeImageProcessor.from_pretrained(name)
     except OSError:
-        return VitMaeImageProcessor(
-            size=config.image_pair, patch_size=config.patch_pair, num_channels=config.num_channels
-        )
+        return VitMaeImageProcessor.for_model(config)
 
 
 def save_model(folder: Path, model: VitMaePreTrainedModel, processor: VitMaeImageProcessor) -> None:

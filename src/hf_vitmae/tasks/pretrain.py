@@ -78,9 +78,7 @@ def run(recipe: PretrainRecipe) -> dict[str, Any]:
     config = recipe.model.to_config()
     accelerator = recipe.make_accelerator()
     train_source, eval_source = open_train_and_eval(recipe.data, recipe.seed, use_labels=False)
-    processor = VitMaeImageProcessor(
-        size=config.image_pair, patch_size=config.patch_pair, num_channels=config.num_channels
-    )
+    processor = VitMaeImageProcessor.for_model(config)
     torch.manual_seed(recipe.seed)
     model = VitMaeForPreTraining(config)
     evaluators = []

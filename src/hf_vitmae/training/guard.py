@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hf_vitmae.models.modes import evaluating
 from hf_vitmae.models.patches import as_pair, patchify, unpatchify
-from hf_vitmae.training.modes import evaluating
 
 ENCODER_TOLERANCE = 1e-4  # relative; fp32 noise from summing in another order is about 1e-6
 DECODER_TOLERANCE = 1e-5  # relative; predictions of a blind decoder agree to about 1e-7

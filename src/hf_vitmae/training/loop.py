@@ -18,12 +18,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hf_vitmae.models.modes import evaluating
 from hf_vitmae.training.checkpoint import (
     latest_good_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from hf_vitmae.training.modes import evaluating
 from hf_vitmae.training.optim import REFERENCE_BATCH
 from hf_vitmae.training.progress import Progress
 from hf_vitmae.training.run_folder import RunFolder

@@ -18,6 +18,7 @@ from hf_vitmae.models.image_processing_vitmae import ImageLike, VitMaeImageProce
 from hf_vitmae.models.losses import masked_pixel_loss, pixel_targets
 from hf_vitmae.models.masking import order_from_noise, patch_mask
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
+from hf_vitmae.models.modes import evaluating
 from hf_vitmae.models.patches import (
     as_pair,
     denormalize_patches,
@@ -95,7 +96,7 @@ def reconstruct(
         ValueError: if the model cannot reconstruct, or an argument does not fit.
     """
     _check_arguments(model, statistics)
-    config, processor = model.config, processor or _default_processor(model.config)
+    config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
     pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
     grid = grid_size((pixel_values.shape[2], pixel_values.shape[3]), config.patch_pair)
     hidden = _hidden_patches(config, len(pixel_values), grid, mask_ratio, noise, mask, seed)
@@ -154,11 +155,6 @@ def _check_arguments(model: VitMaeForPreTraining, statistics: str) -> None:
         raise ValueError(f"`statistics` must be one of {allowed}, got {statistics!r}.")
 
 
-def _default_processor(config: VitMaeConfig) -> VitMaeImageProcessor:
-    size, patch_size = config.image_pair, config.patch_pair
-    return VitMaeImageProcessor(size=size, patch_size=patch_size, num_channels=config.num_channels)
-
-
 def _hidden_patches(
     config: VitMaeConfig,
     batch_size: int,
@@ -187,15 +183,12 @@ def _hidden_patches(
     return hidden
 
 
-@torch.no_grad()
 def _predict(
     model: VitMaeForPreTraining, pixel_values: Tensor, hidden: Tensor, interpolate: bool
 ) -> Tensor:
     """The model in evaluation mode: (B, C, H, W), bool (B, N) -> float32 (B, N, P) on the CPU."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
     logits = []
-    try:
+    with evaluating(model):
         for start in range(0, len(pixel_values), BATCH_SIZE):
             part = slice(start, start + BATCH_SIZE)
             output = model(
@@ -205,9 +198,6 @@ def _predict(
                 return_loss=False,
             )
             logits.append(output.logits.float().cpu())
-    finally:
-        for module in in_training:
-            module.training = True
     return torch.cat(logits)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_vitmae.training.modes import evaluating
+from hf_vitmae.models.modes import evaluating
 
 
 def test_each_module_gets_its_own_mode_back_even_after_an_error():
