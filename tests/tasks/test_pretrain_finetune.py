@@ -118,3 +118,22 @@ def test_a_finished_run_changes_nothing_when_started_again(
     before = {p: p.read_bytes() for p in run.rglob("*") if p.suffix in (".safetensors", ".jsonl")}
     assert main(command) == 0
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_datasets_object_is_a_source_too(class_folder: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from datasets import load_dataset
+
+    from hf_vitmae.recipes import FINETUNE, PRETRAIN
+    from hf_vitmae.tasks import finetune, pretrain
+
+    files = [str(path) for path in sorted(class_folder.rglob("*.PNG"))]
+    dataset = load_dataset("imagefolder", data_files=files, drop_labels=False, split="train")
+    short = {"steps": 2, "checkpoint_every": 0}
+    recipe = replace(PRETRAIN["smoke"](), output_dir=tmp_path / "a", **short)
+    assert pretrain.run(recipe, source=dataset)["epoch"] == pytest.approx(2 * 8 / 36)
+    tuning = replace(FINETUNE["smoke"](), output_dir=tmp_path / "b", **short)
+    finetune.run(replace(tuning, model=str(tmp_path / "a" / "model")), source=dataset)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "b" / "model")
+    assert list(model.config.id2label.values()) == ["cats", "dogs", "owls"]

@@ -109,10 +109,7 @@ class VitMaeModel(VitMaePreTrainedModel):
     """The encoder: every patch, in raster order, never hidden unless asked."""
 
     _auto_class = "AutoModel"
-    _keys_to_ignore_on_load_unexpected = [
-        r"^decoder\.",
-        r"^classifier\.",
-    ]  # of checkpoints with heads
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\."]  # other classes' heads
 
     def __init__(self, config: VitMaeConfig) -> None:
         super().__init__(config)
@@ -304,7 +301,7 @@ class VitMaeForImageClassification(VitMaePreTrainedModel):
     """A linear classifier on the pooled encoder output (`config.pooling`)."""
 
     _auto_class = "AutoModelForImageClassification"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # of pretraining checkpoints
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # another class's head
 
     def __init__(self, config: VitMaeConfig) -> None:
         super().__init__(config)

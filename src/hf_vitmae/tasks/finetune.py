@@ -15,7 +15,7 @@ from torch.nn import functional
 from hf_vitmae.data.augment import EvalTransform
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.loader import eval_batches
-from hf_vitmae.data.sources import open_train_and_eval
+from hf_vitmae.data.sources import Source, open_train_and_eval
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
@@ -56,8 +56,11 @@ class FinetuneRecipe(TaskRecipe):
             )
 
 
-def run(recipe: FinetuneRecipe) -> dict[str, Any]:
+def run(recipe: FinetuneRecipe, source: Source | None = None) -> dict[str, Any]:
     """Fine-tune, and leave model, log and checkpoints in `recipe.output_dir`.
+
+    Args:
+        source: a `datasets` object, opened in place of `recipe.data.source`.
 
     Returns:
         The newest value of everything logged, with `eval_accuracy` when there were held-out images.
@@ -67,7 +70,7 @@ def run(recipe: FinetuneRecipe) -> dict[str, Any]:
     """
     accelerator = recipe.make_accelerator()
     source_config = load_config(recipe.model)
-    train_source, eval_source = open_train_and_eval(recipe.data, recipe.seed)
+    train_source, eval_source = open_train_and_eval(recipe.data, recipe.seed, source=source)
     classes = train_source.require_classes()
     _refuse_other_classes(recipe, source_config, classes)
     config = _classifier_config(recipe, source_config, classes)

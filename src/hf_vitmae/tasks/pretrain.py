@@ -13,7 +13,7 @@ from hf_vitmae.data.augment import EvalTransform
 from hf_vitmae.data.decode import decode
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.loader import eval_batches
-from hf_vitmae.data.sources import open_train_and_eval
+from hf_vitmae.data.sources import Source, open_train_and_eval
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
@@ -65,8 +65,11 @@ class PretrainRecipe(TaskRecipe):
     """Folder of the run; the same command again resumes what is in it."""
 
 
-def run(recipe: PretrainRecipe) -> dict[str, Any]:
+def run(recipe: PretrainRecipe, source: Source | None = None) -> dict[str, Any]:
     """Pretrain, and leave model, log, checkpoints and a picture in `recipe.output_dir`.
+
+    Args:
+        source: a `datasets` object, opened in place of `recipe.data.source`.
 
     Returns:
         The newest value of everything logged, with `eval_loss` and its baseline when there were
@@ -77,7 +80,9 @@ def run(recipe: PretrainRecipe) -> dict[str, Any]:
     """
     config = recipe.model.to_config()
     accelerator = recipe.make_accelerator()
-    train_source, eval_source = open_train_and_eval(recipe.data, recipe.seed, use_labels=False)
+    train_source, eval_source = open_train_and_eval(
+        recipe.data, recipe.seed, source=source, use_labels=False
+    )
     processor = VitMaeImageProcessor.for_model(config)
     torch.manual_seed(recipe.seed)
     model = VitMaeForPreTraining(config)
