@@ -12,15 +12,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_vitmae.data.augment import EvalTransform
 from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.loader import eval_batches
 from hf_vitmae.data.sources import Source, open_train_and_eval
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
-from hf_vitmae.tasks.fit import Batch, fit, normalized, spread
+from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.training.metrics import TopKAccuracy
 from hf_vitmae.training.optim import OptimConfig
@@ -120,15 +118,7 @@ class HeldOutAccuracy:
         """Logits and labels of the whole source on the CPU: -> float32 (n, classes), int64 (n,)."""
         device = self.accelerator.device
         pairs = []
-        for batch in eval_batches(
-            self.source,
-            EvalTransform(self.processor),
-            seed=self.recipe.seed,
-            batch_size=self.recipe.batch_size,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            num_workers=self.recipe.data.num_workers,
-        ):
+        for batch in held_out_batches(self.recipe, self.accelerator, self.processor, self.source):
             valid = batch["valid"]
             logits = model(pixel_values=normalized(batch, self.processor, device)).logits
             pairs.append((logits.float().cpu()[valid], batch["labels"][valid]))

@@ -1,6 +1,6 @@
 """What all training tasks do alike: recipe, model and data to a trained model in a run folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from hf_vitmae.data.augment import TrainTransform
+from hf_vitmae.data.augment import EvalTransform, TrainTransform
 from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.loader import train_batches
+from hf_vitmae.data.loader import eval_batches, train_batches
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.tasks.checkpoints import save_model
@@ -88,6 +88,27 @@ def spread(source: ImageSource, most: int | None) -> ImageSource:
     return source.select(np.arange(most) * len(source) // most)
 
 
+def held_out_batches(
+    recipe: TaskRecipe,
+    accelerator: Accelerator,
+    processor: VitMaeImageProcessor,
+    source: ImageSource,
+    num_noise: int | None = None,
+) -> Iterator[Batch]:
+    """This process's batches of one pass over held-out images, as inference sees them."""
+    return eval_batches(
+        source,
+        EvalTransform(processor),
+        seed=recipe.seed,
+        batch_size=recipe.batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=recipe.data.num_workers,
+        num_noise=num_noise,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
 def normalized(batch: Batch, processor: VitMaeImageProcessor, device: torch.device) -> Tensor:
     """The batch's uint8 images, normalised on the device: -> float (B, C, H, W)."""
     return processor.normalize(batch["pixel_values"].to(device, non_blocking=True))
@@ -117,7 +138,7 @@ def _micro_batches(
     source: ImageSource,
     num_noise: int | None,
     start: int,
-):
+) -> Iterator[Batch]:
     return train_batches(
         source,
         transform,

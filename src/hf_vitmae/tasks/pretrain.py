@@ -1,6 +1,5 @@
 """Pretraining: a masked autoencoder on images without labels (arXiv:2111.06377)."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -9,15 +8,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hf_vitmae.data.augment import EvalTransform
 from hf_vitmae.data.decode import decode
 from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.loader import eval_batches
 from hf_vitmae.data.sources import Source, open_train_and_eval
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
-from hf_vitmae.tasks.fit import Batch, fit, normalized, spread
+from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.visualize import mean_visible_baseline, reconstruct, reconstruction_panel
 
@@ -129,7 +126,9 @@ class HeldOutReconstruction:
         """Evaluate `model`, on every process alike: -> eval_loss and eval_loss_mean_visible."""
         device, config = self.accelerator.device, self.config
         sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, baseline, images
-        for batch in self._batches():
+        for batch in held_out_batches(
+            self.recipe, self.accelerator, self.processor, self.source, config.num_patches
+        ):
             batch = {name: values[batch["valid"]] for name, values in batch.items()}
             if not (images := len(batch["noise"])):
                 continue
@@ -146,18 +145,6 @@ class HeldOutReconstruction:
             "eval_loss_mean_visible": baseline / images,
             "eval_images": int(images),
         }
-
-    def _batches(self) -> Iterator[Batch]:
-        return eval_batches(
-            self.source,
-            EvalTransform(self.processor),
-            seed=self.recipe.seed,
-            batch_size=self.recipe.batch_size,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-            num_workers=self.recipe.data.num_workers,
-            num_noise=self.config.num_patches,
-        )
 
 
 def _pictures(source: ImageSource, num_channels: int) -> list[Tensor]:
