@@ -152,7 +152,7 @@ def test_reconstruct_says_what_is_wrong(
 
 
 def test_reconstruct_draws_a_row_for_each_image(
-    pretrained: Path, class_folder: Path, tmp_path: Path
+    pretrained: Path, class_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     from PIL import Image
 
@@ -161,6 +161,7 @@ def test_reconstruct_draws_a_row_for_each_image(
     for count in (1, 3):
         output = tmp_path / f"{count}.png"
         assert main(["reconstruct", str(pretrained), *pictures[:count], "-o", str(output)]) == 0
+        assert str(output) in capsys.readouterr().out
         with Image.open(output) as panel:
             sizes.append(panel.size)
     assert sizes[0][0] == sizes[1][0] and sizes[1][1] > 2.5 * (sizes[0][1] - 80)

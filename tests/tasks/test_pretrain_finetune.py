@@ -108,13 +108,14 @@ def test_accuracy_and_labels_reach_the_pipeline(
     assert {answer["label"] for answer in answers} == {"cats", "dogs", "owls"}
 
 
-def test_a_finished_run_changes_nothing_when_started_again(
-    flat_folder: Path, tmp_path: Path
+def test_a_finished_run_says_where_it_is_and_changes_nothing_when_started_again(
+    flat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     run = tmp_path / "run"
     command = ["pretrain", "smoke", *FAST, "--data.source", str(flat_folder)]
     command += ["--output-dir", str(run)]
     assert main(command) == 0
+    assert f"The model is in {run / 'model'}" in capsys.readouterr().out
     before = {p: p.read_bytes() for p in run.rglob("*") if p.suffix in (".safetensors", ".jsonl")}
     assert main(command) == 0
     assert {path: path.read_bytes() for path in before} == before

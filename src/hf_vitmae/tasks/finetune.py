@@ -85,7 +85,10 @@ def run(recipe: FinetuneRecipe, source: Source | None = None) -> dict[str, Any]:
         targets = smooth_labels(labels, len(classes), recipe.label_smoothing)
         return {"pixel_values": normalized(batch, processor, accelerator.device), "labels": targets}
 
-    _, metrics = fit(recipe, accelerator, model, processor, train_source, prepare, evaluators)
+    run_folder, metrics = fit(
+        recipe, accelerator, model, processor, train_source, prepare, evaluators
+    )
+    accelerator.print(f"The model is in {run_folder.model}.")
     return metrics
 
 

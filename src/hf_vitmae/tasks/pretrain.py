@@ -108,7 +108,8 @@ def run(recipe: PretrainRecipe, source: Source | None = None) -> dict[str, Any]:
         run_folder.samples.mkdir(exist_ok=True)
         pictures = _pictures(eval_source or train_source, config.num_channels)
         panel = reconstruction_panel(reconstruct(model, pictures, processor, seed=recipe.seed))
-        panel.save(run_folder.samples / "reconstruction.png")
+        panel.save(picture := run_folder.samples / "reconstruction.png")
+        print(f"The model is in {run_folder.model}, a picture of what it sees in {picture}.")
     return metrics
 
 

@@ -58,6 +58,7 @@ def run(request: ReconstructRequest) -> Path:
     )
     request.output.parent.mkdir(parents=True, exist_ok=True)
     reconstruction_panel(reconstructions).save(request.output)
+    print(f"The picture is {request.output}.")
     return request.output
 
 
