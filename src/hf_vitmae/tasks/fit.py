@@ -18,7 +18,7 @@ from hf_vitmae.tasks.checkpoints import save_model
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.training.guard import check_positions
 from hf_vitmae.training.loop import Evaluator, train
-from hf_vitmae.training.optim import build_optimizer
+from hf_vitmae.training.optim import build_optimizer, effective_lr
 from hf_vitmae.training.run_folder import RunFolder
 from hf_vitmae.training.schedule import cosine_schedule
 
@@ -51,10 +51,9 @@ def fit(
     """
     check_positions(model, model.config.image_pair, model.config.num_channels)
     loop = recipe.loop_config(len(source), accelerator.num_processes)
-    optimizer = build_optimizer(
-        model, recipe.optim, loop.effective_batch(accelerator.num_processes)
-    )
-    peak_lr = recipe.peak_lr(accelerator.num_processes)
+    batch = loop.effective_batch(accelerator.num_processes)
+    optimizer = build_optimizer(model, recipe.optim, batch)
+    peak_lr = effective_lr(recipe.optim.base_lr, batch)
     schedule = cosine_schedule(
         loop.steps, recipe.optim.num_warmup_steps(loop.steps), recipe.optim.min_lr / peak_lr
     )

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from hf_vitmae.data.config import AugmentConfig, DataConfig
 from hf_vitmae.data.order import num_steps
 from hf_vitmae.training.loop import LoopConfig
-from hf_vitmae.training.optim import OptimConfig, effective_lr
+from hf_vitmae.training.optim import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,3 @@ class TaskRecipe:
             keep_checkpoints=self.keep_checkpoints,
             compile=self.compile,
         )
-
-    def peak_lr(self, num_processes: int) -> float:
-        """The learning rate after warm-up: base_lr * effective batch / 256."""
-        return effective_lr(self.optim.base_lr, self.batch_size * self.accumulation * num_processes)
