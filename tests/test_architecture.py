@@ -25,11 +25,13 @@ PACKAGE_LAYERS: tuple[set[str], ...] = (
     {"cli"},
 )
 MODEL_LAYERS: tuple[set[str], ...] = (
-    {"patches", "pictures", "masking", "modes"},
-    {"configuration_vitmae"},
-    {"layers", "stem"},
-    {"embeddings"},
-    {"encoder", "decoder", "heads", "losses"},
+    {"patches", "pictures", "masking", "modes", "outputs"},
+    {"configuration_vitmae", "resizing", "mask_patterns"},
+    {"layers", "stem", "corruption", "sliding"},
+    {"embeddings", "generation"},
+    {"decoder", "heads", "losses"},
+    {"adaptation"},
+    {"loading"},
     {"modeling_vitmae"},
 )
 FACES = {"__init__", "__main__"}  # they name all of what lies below them
@@ -37,6 +39,7 @@ EXTRA_BANS = {("training", "data")}  # the loop takes any iterable of batches
 PAYLOAD_LIBRARIES = {"torch", "transformers", "numpy", "PIL"} | set(sys.stdlib_module_names)
 HEAVY_LIBRARIES = ("datasets", "accelerate", "evaluate", "matplotlib", "tyro")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_LOOP_LINES = 400, 60, 100
+MAX_MODELING_LINES = 700  # the Hub wants every model class in one file: each of them is short
 
 
 def source_files(folder: Path = SOURCE) -> list[Path]:
@@ -92,7 +95,7 @@ def model_complaints(source: str, module: str) -> list[str]:
     """What a file of models/ wrongly imports from its neighbours."""
     imported = {name.split(".")[2] for name in own_imports(source)}
     if module == "image_processing_vitmae":
-        allowed = {"patches", "pictures"}
+        allowed = {"patches", "pictures", "resizing"}
         return [f"{module} must not import {name}" for name in sorted(imported - allowed)]
     wrong = {name for name in imported if not is_allowed(module, name, MODEL_LAYERS)}
     return [f"{module} must not import {name}" for name in sorted(wrong)]
@@ -144,10 +147,12 @@ def pretrained_classes(sources: Mapping[str, str]) -> set[tuple[str, str]]:
         known |= {name for _, name in found}
 
 
-def size_complaints(source: str, max_function: int = MAX_FUNCTION_LINES) -> list[str]:
+def size_complaints(
+    source: str, max_function: int = MAX_FUNCTION_LINES, max_file: int = MAX_FILE_LINES
+) -> list[str]:
     """Files and functions that are too long to read in one go."""
     num_lines = len(source.splitlines())
-    complaints = [f"{num_lines} lines"] if num_lines > MAX_FILE_LINES else []
+    complaints = [f"{num_lines} lines"] if num_lines > max_file else []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -168,9 +173,11 @@ class TestEveryFile:
         assert package_complaints(file.read_text(), part, package) == []
 
     def test_sizes(self, file):
-        is_loop = file.relative_to(SOURCE).as_posix() == "training/loop.py"
-        max_function = MAX_LOOP_LINES if is_loop else MAX_FUNCTION_LINES
-        assert size_complaints(file.read_text(), max_function) == []
+        name = file.relative_to(SOURCE).as_posix()
+        max_function = MAX_LOOP_LINES if name == "training/loop.py" else MAX_FUNCTION_LINES
+        is_modeling = name == "models/modeling_vitmae.py"
+        max_file = MAX_MODELING_LINES if is_modeling else MAX_FILE_LINES
+        assert size_complaints(file.read_text(), max_function, max_file) == []
 
 
 @pytest.mark.parametrize("file", source_files(MODELS), ids=lambda file: file.stem)

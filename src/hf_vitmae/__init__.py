@@ -10,16 +10,23 @@ from typing import TYPE_CHECKING, Any
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import (
+    AutoBackbone,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
 )
 
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import (
+    VitMaeBackbone,
     VitMaeForImageClassification,
+    VitMaeForMaskedPatchPrediction,
+    VitMaeForNextPatchPrediction,
     VitMaeForPreTraining,
+    VitMaeForSemanticSegmentation,
     VitMaeModel,
 )
 
@@ -29,9 +36,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "VitMaeBackbone",
     "VitMaeConfig",
     "VitMaeForImageClassification",
+    "VitMaeForMaskedPatchPrediction",
+    "VitMaeForNextPatchPrediction",
     "VitMaeForPreTraining",
+    "VitMaeForSemanticSegmentation",
     "VitMaeImageProcessor",
     "VitMaeModel",
     "open_source",
@@ -51,6 +62,9 @@ AutoConfig.register("hf_vitmae", VitMaeConfig)
 AutoModel.register(VitMaeConfig, VitMaeModel)
 AutoModelForPreTraining.register(VitMaeConfig, VitMaeForPreTraining)
 AutoModelForImageClassification.register(VitMaeConfig, VitMaeForImageClassification)
+AutoModelForSemanticSegmentation.register(VitMaeConfig, VitMaeForSemanticSegmentation)
+AutoModelForMaskedImageModeling.register(VitMaeConfig, VitMaeForMaskedPatchPrediction)
+AutoBackbone.register(VitMaeConfig, VitMaeBackbone)
 AutoImageProcessor.register(
     VitMaeConfig,
     image_processor_classes={"pil": VitMaeImageProcessor, "torchvision": VitMaeImageProcessor},

@@ -489,3 +489,9 @@ def test_a_processor_for_a_model_has_its_geometry() -> None:
     processor = VitMaeImageProcessor.for_model(config)
     assert processor.size == {"height": 24, "width": 16}
     assert processor.patch_size == [6, 4] and processor.image_mean == [0.5] * 5
+
+
+def test_a_processor_for_a_model_has_its_statistics() -> None:
+    config = tiny_config(image_mean=(0.4, 0.5, 0.6), image_std=0.25)
+    processor = VitMaeImageProcessor.for_model(config)
+    assert processor.image_mean == [0.4, 0.5, 0.6] and processor.image_std == [0.25] * 3

@@ -15,7 +15,7 @@ from hf_vitmae.models.modeling_vitmae import (
     VitMaePreTrainedModel,
 )
 
-from .tiny import random_images, random_noise, stir, tiny_config
+from .tiny import enable_checkpointing, random_images, random_noise, stir, tiny_config
 
 ALL = {"output_hidden_states": True, "output_attentions": True}
 
@@ -38,7 +38,8 @@ def test_hidden_states_run_from_the_embeddings_to_the_last_block(attention: str)
     pixel_values = random_images(model.config)
     output = model(pixel_values, **ALL)
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
-    assert torch.equal(output.hidden_states[0], model.embeddings(pixel_values, (4, 4)))
+    patches = model.embeddings.patch_embeddings(pixel_values)
+    assert torch.equal(output.hidden_states[0], model.embeddings(patches, (4, 4)))
     assert torch.equal(model.layernorm(output.hidden_states[-1]), output.last_hidden_state)
     state = output.hidden_states[0]
     for block, expected in zip(model.layers, output.hidden_states[1:], strict=True):
@@ -108,10 +109,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     loss, expected = gradients(model)
     calls = []
     model.vit.layers[0].mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
-    if hasattr(model, "activation_checkpointing_enable"):  # the newer of its two names
-        model.activation_checkpointing_enable()
-    else:
-        model.gradient_checkpointing_enable()
+    enable_checkpointing(model)
     checkpointed_loss, got = gradients(model)
     assert len(calls) == 2  # once forward, once more for the gradient
     assert torch.equal(checkpointed_loss, loss)

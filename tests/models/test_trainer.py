@@ -13,12 +13,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from hf_vitmae.models.modeling_vitmae import (
     VitMaeForImageClassification,
     VitMaeForPreTraining,
+    VitMaeForSemanticSegmentation,
     VitMaePreTrainedModel,
 )
 
+from .family import TRAINABLE
 from .tiny import tiny_config
-
-CLASSES = (VitMaeForPreTraining, VitMaeForImageClassification)
 
 
 class Snapshot(TrainerCallback):
@@ -40,12 +40,14 @@ def assert_equal(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def image_dataset(kind: type[VitMaePreTrainedModel]) -> Dataset:
-    """Eight images, turned into tensors on access; labelled for the classifier."""
+    """Eight images, turned into tensors on access; labelled where the class needs it."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 16, 16), generator=generator, dtype=torch.uint8)
     columns: dict[str, Any] = {"image": images.tolist()}
     if kind is VitMaeForImageClassification:
         columns["labels"] = [i % 3 for i in range(8)]
+    if kind is VitMaeForSemanticSegmentation:  # light places are one class, dark ones another
+        columns["labels"] = (images.float().mean(dim=1) > 127).long().tolist()
 
     def to_tensors(batch: dict[str, list]) -> dict[str, list]:
         pixels = [torch.tensor(image).float() / 127.5 - 1 for image in batch["image"]]
@@ -87,7 +89,7 @@ def make_trainer(
     )
 
 
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", TRAINABLE, ids=lambda kind: kind.__name__)
 def test_training_lowers_the_loss_that_evaluation_reports(
     kind: type[VitMaePreTrainedModel], tmp_path: Path
 ) -> None:
@@ -109,7 +111,7 @@ def test_prediction_returns_one_row_for_each_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position_embedding", ["sincos", "learned"])
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", TRAINABLE, ids=lambda kind: kind.__name__)
 def test_resuming_restores_every_tensor_and_ends_where_an_unbroken_run_does(
     kind: type[VitMaePreTrainedModel], position_embedding: str, tmp_path: Path
 ) -> None:
@@ -145,7 +147,7 @@ def test_the_best_model_is_loaded_at_the_end_with_every_tensor(tmp_path: Path) -
     assert_equal(weights_of(trainer.model), load_file(Path(best) / "model.safetensors"))
 
 
-@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", TRAINABLE, ids=lambda kind: kind.__name__)
 def test_two_accumulated_halves_are_one_batch(
     kind: type[VitMaePreTrainedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 
@@ -45,3 +46,11 @@ def stir(model: torch.nn.Module, seed: int = 2, scale: float = 0.1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Gradient checkpointing on, by the newer of its two names where there is one."""
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:
+        model.gradient_checkpointing_enable()

@@ -4,12 +4,14 @@ Field names are those of transformers' `ViTMAEConfig`; sizes are Table 1 of arXi
 for the decoder, arXiv:2111.06377.
 """
 
+import copy
 import difflib
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .patches import as_pair, grid_size
@@ -21,6 +23,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_vitmae.VitMaeModel",
     "AutoModelForPreTraining": "modeling_vitmae.VitMaeForPreTraining",
     "AutoModelForImageClassification": "modeling_vitmae.VitMaeForImageClassification",
+    "AutoModelForSemanticSegmentation": "modeling_vitmae.VitMaeForSemanticSegmentation",
+    "AutoModelForMaskedImageModeling": "modeling_vitmae.VitMaeForMaskedPatchPrediction",
+    "AutoBackbone": "modeling_vitmae.VitMaeBackbone",
 }
 
 # Encoder sizes: (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size,
@@ -33,6 +38,8 @@ SIZES = {
     "huge": (1280, 32, 16, 5120, 14),
 }
 
+PYRAMID_STRIDES = (4, 8, 16, 32)  # what detection frameworks expect, in pixels
+
 _POSITIVE_INTEGERS = (
     "hidden_size",
     "num_hidden_layers",
@@ -43,22 +50,29 @@ _POSITIVE_INTEGERS = (
     "decoder_num_hidden_layers",
     "decoder_num_attention_heads",
     "decoder_intermediate_size",
+    "stem_width",
+    "stem_num_groups",
+    "segmentation_hidden_size",
+    "pyramid_hidden_size",
 )
 _PROBABILITIES = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "drop_path_rate",
     "mask_ratio",
+    "corruption_ratio",
 )
 _POSITIVE_NUMBERS = ("initializer_range", "layer_norm_eps", "layer_scale_init_value")
 _CHOICES = {
     "pooling": ("cls", "mean"),
     "position_embedding": ("sincos", "learned"),
     "hidden_act": tuple(ACT2FN),
+    "patch_target": ("mean_color", "colors_4x4", "pixels"),
+    "segmentation_head": ("linear", "multi_layer"),
 }
 
 
-class VitMaeConfig(PreTrainedConfig):
+class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of a Vision Transformer, its MAE decoder and its heads.
 
     Args:
@@ -75,6 +89,24 @@ class VitMaeConfig(PreTrainedConfig):
             first.
         layer_scale_init_value: start of a learned per-channel scale on both branches of a block;
             None has no scale.
+        is_causal: every patch attends only to itself and those before it in raster order, in every
+            class. (`VitMaeForNextPatchPrediction` does so whatever this says.)
+        stem_depths: blocks of each stage of a ResNet v2 stem, (3, 4, 9) for the R50 hybrids of
+            arXiv:2010.11929, (2, 2, 2, 2) for R26; None has no stem. Patches are then cut from its
+            feature map, and `patch_size`, in pixels, is a multiple of its stride.
+        stem_width, stem_num_groups: channels of the stem's first convolution, and groups of its
+            group norms.
+        corruption_ratio: share of the patches that masked patch prediction corrupts.
+        patch_target: what masked patch prediction predicts (arXiv:2010.11929, B.1.2): a patch's
+            mean colour or its 4x4 colours, 3 bits a channel, or its pixels.
+        image_mean, image_std: what pixel values were normalised with, one number or one a channel;
+            colour targets undo it.
+        segmentation_head, segmentation_hidden_size: a linear map, or a light head of that width on
+            several layers.
+        semantic_loss_ignore_index: label of pixels that do not count.
+        feature_pyramid, pyramid_hidden_size: `VitMaeBackbone` returns maps of strides 4, 8, 16 and
+            32 of that width instead of the layers' own.
+        out_features, out_indices: which maps `VitMaeBackbone` returns, the last by default.
 
     Raises:
         ValueError: for a value that is not allowed; the message names field, value and what is
@@ -109,13 +141,32 @@ class VitMaeConfig(PreTrainedConfig):
     position_embedding: str = "sincos"
     drop_path_rate: float = 0.0
     layer_scale_init_value: float | None = None
+    is_causal: bool = False
+    stem_depths: Sequence[int] | None = None
+    stem_width: int = 64
+    stem_num_groups: int = 32
+    corruption_ratio: float = 0.5
+    patch_target: str = "mean_color"
+    image_mean: float | Sequence[float] = 0.5
+    image_std: float | Sequence[float] = 0.5
+    segmentation_head: str = "linear"
+    segmentation_hidden_size: int = 256
+    semantic_loss_ignore_index: int = 255
+    feature_pyramid: bool = False
+    pyramid_hidden_size: int = 256
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        out_features, out_indices = (
+            kwargs.pop("out_features", None),
+            kwargs.pop("out_indices", None),
+        )
         self._refuse_misspelt(kwargs)
         super().__post_init__(**kwargs)
-        self._check_values()
-        self._check_widths()
-        self._check_geometry()
+        self._check()
+        if out_features is not None or out_indices is not None:
+            self.set_output_features_output_indices(out_features, out_indices)
 
     @classmethod
     def tiny(cls, **overrides: Any) -> "VitMaeConfig":
@@ -161,6 +212,8 @@ class VitMaeConfig(PreTrainedConfig):
             field.name for field in fields(PreTrainedConfig)
         }
         given = {name: value for name, value in kwargs.items() if name in own}
+        if kwargs.keys() & {"out_features", "out_indices"}:  # in place of both stored ones
+            given |= {"out_features": None, "out_indices": None}
         return super().from_dict(config_dict | given, **kwargs)
 
     @property
@@ -183,6 +236,26 @@ class VitMaeConfig(PreTrainedConfig):
         """N = h * w."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def stem_stride(self) -> int:
+        """Pixels for one place of the map that patches are cut from: 1 without a stem."""
+        return 1 if self.stem_depths is None else 4 * 2 ** (len(self.stem_depths) - 1)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The feature maps of `VitMaeBackbone`: the stem's and each layer's, or the pyramid's."""
+        if self.feature_pyramid:
+            return [f"stride{stride}" for stride in PYRAMID_STRIDES]
+        return ["stem", *(f"stage{layer + 1}" for layer in range(self.num_hidden_layers))]
+
+    def with_fields(self, **fields: Any) -> "VitMaeConfig":
+        """A copy with other values, checked together."""
+        changed = copy.deepcopy(self)
+        for name, value in fields.items():
+            setattr(changed, name, value)
+        changed._check()
+        return changed
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, with the whole `AUTO_MAP`."""
         return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
@@ -195,6 +268,13 @@ class VitMaeConfig(PreTrainedConfig):
             close = difflib.get_close_matches(key, names, n=1, cutoff=0.85)
             if close and key not in ("num_labels", "torch_dtype"):
                 raise ValueError(f"VitMaeConfig has no field `{key}`; did you mean `{close[0]}`?")
+
+    def _check(self) -> None:
+        self._check_values()
+        self._check_widths()
+        self._check_geometry()
+        self._check_stem()
+        self._check_heads()
 
     def _check_values(self) -> None:
         for name in _POSITIVE_INTEGERS:
@@ -237,6 +317,51 @@ class VitMaeConfig(PreTrainedConfig):
             f"a whole number of patches of {patch_height}x{patch_width} (height x width); "
             f"the nearest smaller is {nearest}",
         )
+
+    def _check_stem(self) -> None:
+        if self.stem_depths is None:
+            return
+        depths = self.stem_depths
+        allowed = isinstance(depths, (tuple, list)) and len(depths) > 0
+        allowed = allowed and all(isinstance(depth, int) and depth > 0 for depth in depths)
+        _require(allowed, "stem_depths", depths, "None or positive integers, one for each stage")
+        groups, width = self.stem_num_groups, self.stem_width
+        multiple = f"a multiple of `stem_num_groups` ({groups}), and more than that"
+        _require(width % groups == 0 and width > groups, "stem_width", width, multiple)
+        stride = self.stem_stride
+        multiple = f"a multiple of the stem's stride ({stride} pixels for {len(depths)} stages)"
+        whole = all(side % stride == 0 for side in self.patch_pair)
+        _require(whole, "patch_size", self.patch_size, multiple)
+
+    def _check_heads(self) -> None:
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, (tuple, list)) else [value] * self.num_channels
+            allowed = len(numbers) == self.num_channels and all(map(_is_number, numbers))
+            allowed = allowed and (name == "image_mean" or min(numbers) > 0)
+            channels = f"`num_channels` ({self.num_channels})"
+            _require(allowed, name, value, f"one number or as many as {channels}; std above 0")
+        if self.is_causal:
+            alternative = (
+                "0.0 where `is_causal` is True: causal attention sees a whole image in order"
+            )
+            _require(self.mask_ratio == 0, "mask_ratio", self.mask_ratio, alternative)
+            alternative = (
+                '"mean" where `is_causal` is True: the CLS token, being first, sees no patch'
+            )
+            _require(self.pooling == "mean", "pooling", self.pooling, alternative)
+        if self.patch_target == "colors_4x4":
+            _require(
+                min(self.patch_pair) >= 4,
+                "patch_size",
+                self.patch_size,
+                "at least 4 for 4x4 colours",
+            )
+        if self.feature_pyramid:
+            height, width = self.patch_pair
+            allowed = height == width and height in PYRAMID_STRIDES
+            strides = f"one of {PYRAMID_STRIDES} with `feature_pyramid`"
+            _require(allowed, "patch_size", self.patch_size, strides)
 
 
 def _is_number(value: object) -> bool:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .configuration_vitmae import VitMaeConfig
 from .embeddings import PositionTable
-from .layers import BlockStack
+from .layers import BlockStack, make_attention_mask, with_cls
 from .masking import gather_tokens
 
 
@@ -16,6 +16,7 @@ class Decoder(PositionTable):
         width = config.decoder_hidden_size
         patch_height, patch_width = config.patch_pair
         super().__init__(config, width)
+        self.config = config
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.layers = BlockStack(
@@ -29,12 +30,25 @@ class Decoder(PositionTable):
         self.predict = nn.Linear(width, patch_height * patch_width * config.num_channels)
 
     def forward(
-        self, latent: Tensor, ids_restore: Tensor, mask: Tensor, grid: tuple[int, int]
+        self,
+        latent: Tensor,
+        ids_restore: Tensor,
+        mask: Tensor,
+        grid: tuple[int, int],
+        padding: Tensor | None = None,
     ) -> Tensor:
-        """(B, 1 + K, D), (B, N), bool (B, N) -> (B, N, P)."""
+        """(B, 1 + K, D), (B, N), bool (B, N) -> (B, N, P).
+
+        Args:
+            padding: bool (B, N), True = holds no data: kept out of attention.
+        """
         tokens = self.insert_mask_tokens(self.embed(latent), ids_restore, mask)  # (B, 1 + N, D')
         tokens = tokens + self.positions(grid)
-        tokens, _, _ = self.layers(tokens)
+        attention_mask = None
+        if padding is not None:
+            is_data = with_cls(~padding)  # (B, 1 + N)
+            attention_mask = make_attention_mask(self.config, tokens, is_data)
+        tokens, _, _ = self.layers(tokens, attention_mask)
         return self.predict(self.layernorm(tokens[:, 1:]))  # (B, N, P)
 
     def insert_mask_tokens(self, tokens: Tensor, ids_restore: Tensor, mask: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Patch projection, CLS token and two-dimensional positions (arXiv:2010.11929; sin-cos as in
-arXiv:2111.06377).
+"""Patch projection or hybrid stem, CLS token and two-dimensional positions (arXiv:2010.11929;
+sin-cos as in arXiv:2111.06377).
 
 A position table has a row for the CLS token and one for each patch in raster order. The sin-cos
 table holds the column's part first and the row's second, and zeros for CLS: released MAE weights
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_vitmae import VitMaeConfig
-from .masking import PatchOrder, gather_tokens
-from .patches import grid_size
+from .masking import PatchOrder, gather_tokens, over_pixels
+from .patches import grid_size, patchify, unpatchify
+from .stem import HybridStem
 
 
 def sincos_positions(
@@ -83,23 +84,52 @@ class PositionTable(nn.Module):
 
 
 class PatchEmbeddings(nn.Module):
-    """Linear projection of patches, written as the convolution that it equals."""
+    """Linear projection of patches, written as the convolution that it equals.
+
+    With a hybrid stem (arXiv:2010.11929, section 3.1) patches are cut from its feature map. A
+    convolution sees beyond the patch, so what may not be seen is erased from the image first, and a
+    causal model puts every patch through the stem by itself.
+    """
 
     def __init__(self, config: VitMaeConfig) -> None:
         super().__init__()
-        patch = config.patch_pair
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=patch, stride=patch
+        self.patch_size = config.patch_pair
+        self.stem = None if config.stem_depths is None else HybridStem(config)
+        channels = config.num_channels if self.stem is None else self.stem.out_channels
+        kernel = (
+            self.patch_size[0] // config.stem_stride,
+            self.patch_size[1] // config.stem_stride,
         )
+        self.projection = nn.Conv2d(channels, config.hidden_size, kernel_size=kernel, stride=kernel)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D)."""
+    def forward(
+        self, pixel_values: Tensor, unseen: Tensor | None = None, one_by_one: bool = False
+    ) -> Tensor:
+        """(B, C, H, W) -> (B, N, D).
+
+        Args:
+            unseen: bool (B, N), True = no other patch may be influenced by this one.
+            one_by_one: no patch may be influenced by another.
+        """
         pixel_values = pixel_values.to(self.projection.weight.dtype)
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        if self.stem is None:
+            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        batch, channels, height, width = pixel_values.shape
+        grid = grid_size((height, width), self.patch_size)
+        if unseen is not None:
+            erased = over_pixels(unseen, grid, self.patch_size)[:, None]  # (B, 1, H, W)
+            pixel_values = pixel_values.masked_fill(erased, 0.0)  # mid-gray after normalisation
+        if one_by_one:
+            patches = patchify(pixel_values, self.patch_size).reshape(
+                batch * grid[0] * grid[1], 1, -1
+            )
+            patches = unpatchify(patches, self.patch_size)  # (B * N, C, p_h, p_w)
+            return self.projection(self.stem(patches)).reshape(batch, grid[0] * grid[1], -1)
+        return self.projection(self.stem(pixel_values)).flatten(2).transpose(1, 2)
 
 
 class Embeddings(PositionTable):
-    """Pixels to tokens: [CLS | patches], positions added before any patch is hidden."""
+    """Patches to tokens: [CLS | patches], positions added before any patch is hidden."""
 
     def __init__(self, config: VitMaeConfig) -> None:
         super().__init__(config, config.hidden_size)
@@ -137,15 +167,22 @@ class Embeddings(PositionTable):
         return grid_size(size, self.patch_size)
 
     def forward(
-        self, pixel_values: Tensor, grid: tuple[int, int], order: PatchOrder | None = None
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        order: PatchOrder | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, H, W) -> (B, 1 + N, D), or (B, 1 + K, D) with only the visible patches of the
-        order.
+        """Embedded patches (B, N, D) -> (B, 1 + N, D), or (B, 1 + K, D) with only the visible
+        patches of the order.
 
-        Padding is zero, so that nothing of a hidden patch, be it NaN, gets past here.
+        Padding is zero, so that nothing of a hidden patch or of one without data, be it NaN, gets
+        past here.
         """
         positions = self.positions(grid)
-        patches = self.patch_embeddings(pixel_values) + positions[:, 1:]  # (B, N, D)
+        patches = patches + positions[:, 1:]  # (B, N, D)
+        if padding is not None:
+            patches = patches.masked_fill(padding[..., None], 0.0)
         if order is not None:
             patches = gather_tokens(patches, order.shuffle[:, : order.num_visible])  # (B, K, D)
         if order is not None and order.is_visible is not None:

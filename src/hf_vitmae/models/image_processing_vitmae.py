@@ -1,7 +1,8 @@
 """The image processor: any image -> pixel values or patches, and the exact way back to a picture.
 
 Geometry is torch arithmetic on the image's own type (`resize_and_crop`), so that evaluation and
-`pipeline` see the same pixels; torchvision is never needed. Shape legend: see `patches.py`.
+`pipeline` see the same pixels; torchvision is never needed. A segmentation map goes through the
+same geometry, and a segmentation model's logits become maps again. Shape legend: see `patches.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_base import BatchFeature
@@ -18,13 +18,24 @@ from transformers.image_processing_utils import BaseImageProcessor
 from .patches import as_pair, denormalize_patches, grid_size, patchify, unpatchify
 from .patches import normalize_patches as normalize_each_patch
 from .pictures import UnfitPicture, picture_to_tensor
+from .resizing import (
+    FULL_RANGE,
+    INTERPOLATION,
+    NEAREST,
+    class_ids,
+    class_maps,
+    fit,
+    height_width,
+    maps_of_images,
+    reduce_class_ids,
+    size_dict,
+    stack,
+)
 
 ImageLike = Image.Image | np.ndarray | Tensor
+Images = ImageLike | Sequence[ImageLike]
 Size = int | Sequence[int] | Mapping[str, int]
-
-FULL_RANGE = {torch.uint8: 255, torch.uint16: 65535}  # white of each integer type; floats have 1.0
 FLOAT_MARGIN = 0.5  # how far a resize may overshoot 0..1; 0..255 and -1..1 images reach beyond
-INTERPOLATION = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # as in PIL.Image.Resampling
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 1/65536: Pillow's own integers for RGB -> L
 SAVED_WITH = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
@@ -45,6 +56,7 @@ class VitMaeImageProcessorKwargs(TypedDict, total=False):
     num_channels: int
     patch_size: int | Sequence[int]
     do_convert: bool
+    do_reduce_labels: bool
 
 
 class VitMaeImageProcessor(BaseImageProcessor):
@@ -63,6 +75,7 @@ class VitMaeImageProcessor(BaseImageProcessor):
         do_convert: with 1 or 3 channels, make luma or RGB of any picture: transparency becomes
             white, gray is repeated. Without it, or with another count, channels must match.
             (transformers' pipelines drop transparency before they call a processor.)
+        do_reduce_labels: in segmentation maps, class 0 is ignored (255), 1 becomes 0, and so on.
     """
 
     valid_kwargs = VitMaeImageProcessorKwargs
@@ -83,6 +96,7 @@ class VitMaeImageProcessor(BaseImageProcessor):
         num_channels: int = 3,
         patch_size: int | Sequence[int] = 16,
         do_convert: bool = True,
+        do_reduce_labels: bool = False,
         **saved_with: Any,
     ):
         if unknown := sorted(saved_with.keys() - SAVED_WITH):
@@ -90,7 +104,7 @@ class VitMaeImageProcessor(BaseImageProcessor):
             raise TypeError(f"VitMaeImageProcessor has no option {unknown}; it has {options}.")
         super().__init__(**saved_with)
         self.do_resize = do_resize
-        self.size = _size_dict(size)
+        self.size = size_dict(size)
         self.resample = int(resample)
         self.crop_pct = crop_pct
         self.do_center_crop = do_center_crop
@@ -102,13 +116,14 @@ class VitMaeImageProcessor(BaseImageProcessor):
         self.num_channels = num_channels
         self.patch_size = patch_size if isinstance(patch_size, int) else list(patch_size)
         self.do_convert = do_convert
+        self.do_reduce_labels = do_reduce_labels
         self._validate()
 
     @classmethod
     def for_model(cls, config: Any) -> "VitMaeImageProcessor":
-        """The processor of a model's geometry, with neutral statistics (0.5 in every channel)."""
-        geometry = {name: getattr(config, name) for name in ("patch_size", "num_channels")}
-        return cls(size=config.image_size, **geometry)
+        """The processor of a model's geometry and of its pixels' `image_mean` and `image_std`."""
+        names = ("patch_size", "num_channels", "image_mean", "image_std")
+        return cls(size=config.image_size, **{name: getattr(config, name) for name in names})
 
     def _validate(self) -> None:
         """Raise `ValueError` for options that cannot be meant."""
@@ -128,7 +143,8 @@ class VitMaeImageProcessor(BaseImageProcessor):
 
     def preprocess(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: Images,
+        segmentation_maps: Images | None = None,
         *,
         return_tensors: str | None = None,
         return_patches: bool = False,
@@ -138,17 +154,23 @@ class VitMaeImageProcessor(BaseImageProcessor):
     ) -> BatchFeature:
         """Images -> `pixel_values` (B, C, H, W); when asked, `patches` (B, N, P), `grid` (h, w).
 
+        With segmentation maps also `labels`, int64 (B, H, W), pixel by pixel those of the images.
+
         Args:
             images: PIL images, turned upright by their EXIF; uint8, uint16 or float arrays or
                 tensors (H, W), (H, W, C), (C, H, W) or batches (B, ...); one or a list.
-            return_tensors: "pt" or "np"; None gives a list of tensors (C, H, W).
+            segmentation_maps: class ids, one map of the same size for each image: PIL images of one
+                band ("P" gives its indices), each turned by its own EXIF only; integer arrays or
+                tensors (H, W) or batches (B, H, W); one or a list.
+            return_tensors: "pt" or "np"; None gives lists of tensors (C, H, W) and (H, W).
             return_patches: cut the normalised images into patches too.
             normalize_patches: normalise each patch by its own `patch_mean`, `patch_std` (B, N, 1).
             input_data_format: "channels_first" or "channels_last", where the shape does not tell.
             overrides: options of the constructor, for this call.
 
         Raises:
-            ValueError: for an image that does not fit, or several sizes where one is needed.
+            ValueError: for an image that does not fit, a map unlike its image, or several sizes
+            where one is needed.
         """
         if normalize_patches and not return_patches:
             raise ValueError("normalize_patches=True needs return_patches=True.")
@@ -156,36 +178,61 @@ class VitMaeImageProcessor(BaseImageProcessor):
         settings = type(self)(**{**options, **overrides})
         tensors = [settings._to_tensor(image, input_data_format) for image in _flatten(images)]
         pixel_values = [settings.normalize(settings.resize_and_crop(image)) for image in tensors]
+        features = {"pixel_values": pixel_values}
+        if segmentation_maps is not None:
+            maps = map(settings.reduce_labels, maps_of_images(segmentation_maps, tensors))
+            features["labels"] = [settings.resize_and_crop_map(one) for one in maps]  # (H', W')
         if return_tensors is None and not return_patches:
-            return BatchFeature({"pixel_values": pixel_values})
-        batch = _stack(pixel_values)  # (B, C, H, W)
-        data: dict[str, Any] = {"pixel_values": batch}
+            return BatchFeature(features)
+        data: dict[str, Any] = {name: stack(values) for name, values in features.items()}
         if return_patches:
+            batch = data["pixel_values"]  # (B, C, H, W)
             data["patches"] = patchify(batch, settings.patch_size)  # (B, N, P)
-            data["grid"] = grid_size(_height_width(batch), as_pair(settings.patch_size))
+            data["grid"] = grid_size(height_width(batch), as_pair(settings.patch_size))
         if normalize_patches:
             patches, mean, std = normalize_each_patch(data["patches"])
             data |= {"patches": patches, "patch_mean": mean, "patch_std": std}
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=["grid"])
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike], **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Images, segmentation_maps: Images | None = None, **kwargs: Any
+    ) -> BatchFeature:
         """Same as `preprocess`."""
-        return self.preprocess(images, **kwargs)
+        return self.preprocess(images, segmentation_maps, **kwargs)
 
     def resize_and_crop(self, image: Tensor) -> Tensor:
         """The one geometric transform: (C, H, W) -> (C, H', W'), of the same type.
 
         H', W' are `size` exactly or, without `do_resize`, the largest whole numbers of patches.
         """
-        patch_size = as_pair(self.patch_size)
-        size = self._target if self.do_resize else _whole_patches(image, patch_size)
-        if self.do_resize:
-            cover = _covering_size(image, size, self.crop_pct) if self.do_center_crop else size
-            image = _resize(image, cover, INTERPOLATION[self.resample])  # (C, *cover)
-        if self.do_center_crop:
-            image = _center_crop(image, size)  # (C, H', W')
-        grid_size(_height_width(image), patch_size)  # raises where nothing was to make it whole
-        return image
+        return self._fit(image, INTERPOLATION[self.resample])
+
+    def resize_and_crop_map(self, class_map: Tensor) -> Tensor:
+        """`resize_and_crop` for class ids, nearest and exact: (H, W), (1, H, W) -> int64 (H', W').
+
+        Raises:
+            ValueError: if it is not one map of integers.
+        """
+        return self._fit(class_ids(class_map)[None], NEAREST)[0]
+
+    def reduce_labels(self, class_map: Tensor) -> Tensor:
+        """Apply `do_reduce_labels` to class ids: (..., H, W) -> int64, same shape."""
+        return reduce_class_ids(class_map) if self.do_reduce_labels else class_map.long()
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[Sequence[int]] | Tensor | None = None
+    ) -> list[Tensor]:
+        """`outputs.logits` (B, num_labels, H, W) -> for each image its classes, int64 (H', W').
+
+        Args:
+            target_sizes: (height, width) of each map, to which the logits are stretched. It should
+                be the picture's size only with `do_center_crop=False`: otherwise the model saw a
+                crop, whose map stretched over the whole picture is displaced.
+
+        Raises:
+            ValueError: if the sizes are not one for each image.
+        """
+        return class_maps(outputs.logits, target_sizes)
 
     def normalize(self, pixel_values: Tensor) -> Tensor:
         """Rescale, normalise, on any device: (B, C, H, W) or (C, H, W) -> float32, same shape."""
@@ -242,6 +289,11 @@ class VitMaeImageProcessor(BaseImageProcessor):
         """White of an 8-bit image after rescaling."""
         return 255 * self.rescale_factor if self.do_rescale else 255.0
 
+    def _fit(self, image: Tensor, mode: str) -> Tensor:
+        size = self._target if self.do_resize else None
+        share = self.crop_pct if self.do_center_crop else None
+        return fit(image, size, as_pair(self.patch_size), mode, share)
+
     def _to_tensor(self, image: ImageLike, data_format: str | None) -> Tensor:
         """One image of any kind -> (C, H, W) with C = `num_channels`, of its own type."""
         convert = self.do_convert and self.num_channels in (1, 3)
@@ -263,16 +315,6 @@ class VitMaeImageProcessor(BaseImageProcessor):
             raise ValueError(f"{count} channels, but num_channels={expected}; convert the image.")
 
 
-def _size_dict(size: Size) -> dict[str, int]:
-    """A size in any of its forms as {"height", "width"}."""
-    if isinstance(size, Mapping):
-        if set(size) != {"height", "width"}:
-            raise ValueError(f'size={dict(size)} must have "height" and "width" only.')
-        size = (size["height"], size["width"])
-    height, width = as_pair(size)
-    return {"height": height, "width": width}
-
-
 def _per_channel(name: str, value: float | Sequence[float], num_channels: int) -> list[float]:
     """One number per channel; a single number, or equal ones, fit any count."""
     values = [float(number) for number in np.atleast_1d(value)]
@@ -287,10 +329,6 @@ def _column(values: list[float], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device)[:, None, None]  # (C, 1, 1)
 
 
-def _height_width(image: Tensor) -> tuple[int, int]:
-    return image.shape[-2], image.shape[-1]
-
-
 def _flatten(images: Any) -> list[ImageLike]:
     """Images, batches and lists of these as one flat list of single images."""
     if isinstance(images, list | tuple):
@@ -302,14 +340,6 @@ def _flatten(images: Any) -> list[ImageLike]:
     if images.ndim not in (2, 3, 4) or 0 in images.shape:
         raise ValueError(f"Shape {tuple(images.shape)} is neither an image nor a batch of images.")
     return list(images) if images.ndim == 4 else [images]
-
-
-def _stack(images: list[Tensor]) -> Tensor:
-    """Images of one size as a batch: B times (C, H, W) -> (B, C, H, W)."""
-    if len({image.shape for image in images}) != 1:
-        sizes = [_height_width(image) for image in images[:8]]
-        raise ValueError(f"{len(images)} images of {sizes} pixels make no batch; give one size.")
-    return torch.stack(images)
 
 
 def _open_picture(picture: Image.Image, num_channels: int, convert: bool) -> Tensor:
@@ -361,38 +391,3 @@ def _check_values(image: Tensor, unit_range: bool) -> None:
             f"A float image must be in 0..1, but has values {low:g}..{high:g}; scale it, or pass "
             "do_rescale=False to take the values as they are."
         )
-
-
-def _covering_size(image: Tensor, size: tuple[int, int], share: float) -> tuple[int, int]:
-    """Size that just covers `size / share`, aspect kept: (C, H, W) -> (H', W')."""
-    height, width = _height_width(image)
-    box_height, box_width = (int(side / share) for side in size)
-    if box_height * width >= box_width * height:
-        return box_height, box_height * width // height
-    return box_width * height // width, box_width
-
-
-def _whole_patches(image: Tensor, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """The largest whole number of patches in an image: (C, H, W) -> (H', W')."""
-    (height, width), (patch_height, patch_width) = _height_width(image), patch_size
-    if height < patch_height or width < patch_width:
-        raise ValueError(
-            f"An image of {height}x{width} pixels is smaller than one patch of {patch_height}x"
-            f"{patch_width} (height x width); use do_resize=True or a smaller patch_size."
-        )
-    return height - height % patch_height, width - width % patch_width
-
-
-def _resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
-    """Resize with antialiasing, keeping the type: (C, H, W) -> (C, *size)."""
-    native = image.is_floating_point() or (image.dtype == torch.uint8 and image.is_cpu)
-    values = image if native else image.float()
-    values = F.interpolate(values[None], size, mode=mode, antialias=mode != "nearest-exact")[0]
-    return values if native else values.round().clamp(0, FULL_RANGE[image.dtype]).to(image.dtype)
-
-
-def _center_crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop the centre: (C, H, W) -> (C, *size). Odd margins round as in torchvision."""
-    (height, width), (crop_height, crop_width) = _height_width(image), size
-    top, left = round((height - crop_height) / 2), round((width - crop_width) / 2)
-    return image[..., top : top + crop_height, left : left + crop_width]

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
@@ -26,14 +28,17 @@ def eager_attention(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    is_causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention written out: (B, heads, L, d) three times -> (B, L, heads, d), weights (B,
     heads, L, L).
 
     `attention_mask` is boolean with True = attend, or added to the scores as transformers' mask
-    functions for "eager" make it.
+    functions for "eager" make it; `is_causal` counts without a mask and for several queries only.
     """
     scores = query @ key.transpose(-1, -2) * scaling  # (B, heads, L, L)
+    if is_causal and attention_mask is None and query.shape[2] > 1:
+        attention_mask = causal_mask(query.shape[2], device=query.device)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, -torch.inf)
     elif attention_mask is not None:
@@ -43,12 +48,80 @@ def eager_attention(
     return (dropped @ value).transpose(1, 2), weights
 
 
+def causal_mask(
+    length: int, num_prefix: Tensor | None = None, device: torch.device | None = None
+) -> Tensor:
+    """Each token attends to itself and those before it: -> bool (1 or B, 1, L, L), True = attend.
+
+    The CLS token and the first `num_prefix` (B,) patches attend to each other both ways.
+    """
+    places = torch.arange(length, device=device)
+    attend = (places <= places[:, None])[None]  # (1, L queries, L keys)
+    if num_prefix is not None:
+        attend = attend | (places <= num_prefix[:, None])[:, None]  # (B, L, L)
+    return attend[:, None]
+
+
+def make_attention_mask(
+    config: VitMaeConfig,
+    tokens: Tensor,
+    is_data: Tensor | None,
+    *,
+    is_causal: bool = False,
+    num_prefix: Tensor | None = None,
+    for_eager: bool = False,
+) -> Tensor | None:
+    """What keeps padding, and under causal attention later tokens, out of attention.
+
+    None, where nothing does or `is_causal` says it all; else what the attention implementation
+    takes.
+
+    Args:
+        tokens: (B, L, D).
+        is_data: bool (B, L), False = padding.
+        for_eager: eager attention computes this call, whatever the implementation.
+
+    Raises:
+        ValueError: if the implementation cannot attend like that.
+    """
+    if is_causal:
+        is_plain = is_data is None and num_prefix is None
+        _check_causal(config._attn_implementation or "eager", is_plain)
+        if is_plain:
+            return None
+        attend = causal_mask(tokens.shape[1], num_prefix, tokens.device)  # (1 or B, 1, L, L)
+        return attend if is_data is None else attend & is_data[:, None, None]
+    if is_data is None:
+        return None
+    if for_eager:
+        return is_data[:, None, None]  # (B, 1, 1, L)
+    return create_bidirectional_mask(config=config, inputs_embeds=tokens, attention_mask=is_data)
+
+
+def with_cls(is_data: Tensor) -> Tensor:
+    """The CLS token before patches, and always data: bool (B, K) -> (B, 1 + K)."""
+    return torch.cat([is_data.new_ones(is_data.shape[0], 1), is_data], dim=1)
+
+
+def _check_causal(implementation: str, is_plain: bool) -> None:
+    if implementation in ("eager", "sdpa") or (is_plain and "flash" in implementation):
+        return
+    what = "Causal attention" if is_plain else "Causal attention with a prefix or padding"
+    raise ValueError(
+        f"{what} does not run on `{implementation}`; load the model with "
+        'attn_implementation="sdpa".'
+    )
+
+
 class Attention(nn.Module):
     """Multi-head self-attention through transformers' attention interface."""
 
-    def __init__(self, config: VitMaeConfig, hidden_size: int, num_heads: int) -> None:
+    def __init__(
+        self, config: VitMaeConfig, hidden_size: int, num_heads: int, layer_index: int
+    ) -> None:
         super().__init__()
         self.config = config
+        self.layer_index = layer_index
         self.head_dim = hidden_size // num_heads
         self.scaling = self.head_dim**-0.5
         self.dropout = config.attention_probs_dropout_prob
@@ -59,13 +132,23 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, output_attentions: bool
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        output_attentions: bool,
+        is_causal: bool = False,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, L, D) -> (B, L, D), weights (B, heads, L, L) where asked for."""
+        """(B, L, D) -> (B, L, D), weights (B, heads, L, L) where asked for.
+
+        A cache holds keys and values of the tokens before these and takes in those of these.
+        """
         heads = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, heads, L, d)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_index)
         context, weights = self._attention(output_attentions)(
             self,
             query,
@@ -74,6 +157,7 @@ class Attention(nn.Module):
             attention_mask,
             scaling=self.scaling,
             dropout=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
         )
         context = context.reshape(hidden_states.shape)  # (B, L, D)
         return self.o_proj(context), weights if output_attentions else None
@@ -141,10 +225,11 @@ class Block(GradientCheckpointingLayer):
         num_heads: int,
         intermediate_size: int,
         drop_path_rate: float,
+        layer_index: int = 0,
     ) -> None:
         super().__init__()
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.attention = Attention(config, hidden_size, num_heads)
+        self.attention = Attention(config, hidden_size, num_heads, layer_index)
         self.layer_scale1 = _layer_scale(config, hidden_size)
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config, hidden_size, intermediate_size)
@@ -157,10 +242,14 @@ class Block(GradientCheckpointingLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         output_attentions: bool = False,
+        is_causal: bool = False,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """(B, L, D) -> (B, L, D), weights (B, heads, L, L) where asked for."""
         normed = self.layernorm_before(hidden_states)
-        attended, weights = self.attention(normed, attention_mask, output_attentions)
+        attended, weights = self.attention(
+            normed, attention_mask, output_attentions, is_causal, cache
+        )
         attended = self.layer_scale1(self.dropout(attended))
         hidden_states = hidden_states + self.drop_path(attended)
         branch = self.layer_scale2(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
@@ -187,7 +276,14 @@ class BlockStack(nn.ModuleList):
     ) -> None:
         last = max(num_layers - 1, 1)
         super().__init__(
-            Block(config, hidden_size, num_heads, intermediate_size, drop_path_rate * depth / last)
+            Block(
+                config,
+                hidden_size,
+                num_heads,
+                intermediate_size,
+                drop_path_rate * depth / last,
+                layer_index=depth,
+            )
             for depth in range(num_layers)
         )
 
@@ -197,6 +293,8 @@ class BlockStack(nn.ModuleList):
         attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        is_causal: bool = False,
+        cache: Cache | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
         """Run every block: (B, L, D) -> (B, L, D), and where asked for the states and weights.
 
@@ -206,7 +304,9 @@ class BlockStack(nn.ModuleList):
         states = (hidden_states,) if output_hidden_states else None
         attentions = () if output_attentions else None
         for block in self:
-            hidden_states, weights = block(hidden_states, attention_mask, output_attentions)
+            hidden_states, weights = block(
+                hidden_states, attention_mask, output_attentions, is_causal, cache
+            )
             if states is not None:
                 states += (hidden_states,)
             if attentions is not None:

@@ -18,7 +18,7 @@ class PatchOrder:
     Args:
         shuffle: (B, N) the patch that stands at each place of the order.
         restore: (B, N) the place of each patch: the inverse of `shuffle`.
-        mask: (B, N) bool in raster order, True = hidden.
+        mask: (B, N) bool in raster order, True = hidden; padding is neither hidden nor visible.
         num_visible: K, the length of the prefix that the encoder reads: the largest number of
             visible patches of any image.
         is_visible: (B, K) bool, False where an image has fewer than K visible patches; None when
@@ -53,41 +53,103 @@ def fixed_noise(num_patches: int, device: torch.device | None = None) -> Tensor:
     return (bits >> 8)[None].float() / 2**24  # 24 bits, which float32 holds exactly
 
 
-def order_from_noise(noise: Tensor, mask_ratio: float) -> PatchOrder:
+def order_from_noise(noise: Tensor, mask_ratio: float, padding: Tensor | None = None) -> PatchOrder:
     """Hide the patches with the highest noise: (B, N) -> order.
 
     Visible patches are read in the order of their noise, as in the paper's code; with nothing to
     hide they are read in raster order.
+
+    Args:
+        padding: bool (B, N), True = holds no data; the ratio is then that of an image's own
+            patches.
     """
     num_patches = noise.shape[1]
     num_visible = num_visible_patches(num_patches, mask_ratio)
     if num_visible == num_patches:
         noise = torch.zeros_like(noise)
+    if padding is not None:
+        visible = [num_visible_patches(int(count), mask_ratio) for count in (~padding).sum(dim=1)]
+        return _order(noise, torch.tensor(visible, device=noise.device), padding)
     shuffle = noise.argsort(dim=1, stable=True)
     restore = shuffle.argsort(dim=1)
     return PatchOrder(shuffle, restore, restore >= num_visible, num_visible)
 
 
-def order_from_mask(mask: Tensor) -> PatchOrder:
+def order_from_mask(mask: Tensor, padding: Tensor | None = None) -> PatchOrder:
     """Hide the patches that the mask names: bool (B, N) -> order, visible patches in raster order.
 
     Images may hide different numbers of patches; those with fewer visible patches than the others
     are padded.
     """
-    shuffle = mask.to(torch.uint8).argsort(dim=1, stable=True)
+    out = mask if padding is None else mask | padding
+    return _order(mask.float(), (~out).sum(dim=1), padding)
+
+
+def _order(key: Tensor, visible: Tensor, padding: Tensor | None) -> PatchOrder:
+    """Of each image the first so many patches by key (B, N), `visible` (B,), padding last."""
+    if padding is not None:
+        key = key.masked_fill(padding, torch.inf)
+    shuffle = key.argsort(dim=1, stable=True)
     restore = shuffle.argsort(dim=1)
-    visible = (~mask).sum(dim=1)  # (B,)
+    mask = restore >= visible[:, None]  # (B, N)
+    if padding is not None:
+        mask = mask & ~padding
     num_visible = int(visible.max())
     if bool((visible == num_visible).all()):
         return PatchOrder(shuffle, restore, mask, num_visible)
-    places = torch.arange(num_visible, device=mask.device)
+    places = torch.arange(num_visible, device=key.device)
     return PatchOrder(shuffle, restore, mask, num_visible, places < visible[:, None])
 
 
-def patch_mask(mask: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+def make_order(
+    shape: tuple[int, int],
+    *,
+    noise: Tensor | None,
+    mask: Tensor | None,
+    mask_ratio: float,
+    padding: Tensor | None,
+    training: bool,
+    device: torch.device,
+) -> PatchOrder:
+    """What to hide of `shape` = (B, N) patches, however the caller said it.
+
+    Args:
+        noise: (B, N); None draws it in training and takes `fixed_noise` in evaluation.
+        mask: bool (B, N), in place of noise and ratio.
+        padding: bool (B, N), True = holds no data.
+
+    Raises:
+        ValueError: if noise or mask is not for that many images and patches.
+    """
+    for name, values in (("mask", mask), ("noise", noise)):
+        if values is not None and values.shape != shape:
+            raise ValueError(
+                f"`{name}` must be {shape}, one value for each patch of each image, "
+                f"got {tuple(values.shape)}."
+            )
+    if mask is not None:
+        return order_from_mask(mask, padding)
+    if noise is None:
+        noise = draw_noise(shape, training, device)
+    return order_from_noise(noise, mask_ratio, padding)
+
+
+def draw_noise(shape: tuple[int, int], training: bool, device: torch.device) -> Tensor:
+    """Random noise in training, `fixed_noise` in evaluation: -> (B, N)."""
+    if training:
+        return torch.rand(*shape, device=device)
+    return fixed_noise(shape[1], device).expand(shape[0], -1)
+
+
+def patch_mask(
+    mask: Tensor, grid: tuple[int, int], patch_size: tuple[int, int], name: str = "mask"
+) -> Tensor:
     """A mask over patches (B, N), or over pixels (B, H, W), as one over patches (B, N).
 
     A patch is hidden when any of its pixels is.
+
+    Args:
+        name: what an error calls the mask.
 
     Raises:
         ValueError: if the mask is not boolean or of neither shape.
@@ -95,7 +157,7 @@ def patch_mask(mask: Tensor, grid: tuple[int, int], patch_size: tuple[int, int])
     (rows, columns), (patch_height, patch_width) = grid, patch_size
     if mask.dtype != torch.bool:
         raise ValueError(
-            f"`mask` must be boolean with True = hidden, got {mask.dtype}; use `mask.bool()`."
+            f"`{name}` must be boolean with True = hidden, got {mask.dtype}; use `{name}.bool()`."
         )
     if mask.ndim == 2 and mask.shape[1] == rows * columns:
         return mask
@@ -104,9 +166,17 @@ def patch_mask(mask: Tensor, grid: tuple[int, int], patch_size: tuple[int, int])
         cut = mask.reshape(-1, rows, patch_height, columns, patch_width)
         return cut.any(dim=4).any(dim=2).flatten(1)  # (B, N)
     raise ValueError(
-        f"`mask` must be (batch, {rows * columns}) over patches or "
+        f"`{name}` must be (batch, {rows * columns}) over patches or "
         f"(batch, {pixels[0]}, {pixels[1]}) over pixels, got {tuple(mask.shape)}."
     )
+
+
+def over_pixels(mask: Tensor, grid: tuple[int, int], patch_size: tuple[int, int]) -> Tensor:
+    """A mask over patches as one over pixels: (B, N) -> (B, H, W)."""
+    mask = mask.unflatten(1, grid)  # (B, h, w)
+    for dimension, side in zip((1, 2), patch_size, strict=True):
+        mask = mask.repeat_interleave(side, dim=dimension)
+    return mask
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

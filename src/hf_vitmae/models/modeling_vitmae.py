@@ -1,76 +1,64 @@
 """The models: one encoder, and a head for each thing that people do with it.
 
-`VitMaeModel` is the encoder (arXiv:2010.11929), `VitMaeForPreTraining` the masked autoencoder
-(arXiv:2111.06377), `VitMaeForImageClassification` what one fine-tunes. Every head holds the encoder
-as `vit`, so that any checkpoint of the family opens as any class.
+`VitMaeModel` is the encoder (arXiv:2010.11929). Three objectives pretrain it: the masked
+autoencoder (arXiv:2111.06377), masked patch prediction (arXiv:2010.11929, B.1.2) and next patch
+prediction. Every class holds the encoder as `vit`, so that any checkpoint of the family opens as
+any class.
+
+Arguments that all classes share:
+    pixel_values: (B, C, H, W), normalised.
+    padding_mask: bool (B, N) over patches or (B, H, W) over pixels, True = no data there; a patch
+        with such a pixel is kept out of attention, targets and loss.
+    interpolate_pos_encoding: accept images of another size than the model's.
+    output_hidden_states, output_attentions: return these too.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import ModelOutput, can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitmae import VitMaeConfig
+from .corruption import draw_corruption_noise, make_corruption
 from .decoder import Decoder
 from .embeddings import Embeddings
-from .heads import pool_tokens
-from .layers import BlockStack, LayerScale
-from .losses import classification_loss, masked_pixel_loss, pixel_targets
-from .masking import PatchOrder, fixed_noise, order_from_mask, order_from_noise, patch_mask
+from .generation import NextPatchGeneration
+from .heads import FeaturePyramid, make_segmentation_head, pool_tokens, token_map
+from .layers import BlockStack, LayerScale, make_attention_mask, with_cls
+from .loading import LoadsAnyGeometry
+from .losses import (
+    classification_loss,
+    masked_patch_loss,
+    masked_pixel_loss,
+    num_patch_outputs,
+    patch_targets,
+    pixel_targets,
+    segmentation_loss,
+)
+from .masking import PatchOrder, make_order, over_pixels, patch_mask
+from .outputs import (
+    VitMaeForPreTrainingOutput,
+    VitMaeModelOutput,
+    VitMaePatchPredictionOutput,
+)
 from .patches import patchify, unpatchify
+from .sliding import slide, window_stride
+
+HEADS = r"^(decoder|classifier|segmentation_head|patch_head|mask_token|next_patch_head|pyramid)\b"
 
 
-@dataclass
-class VitMaeModelOutput(ModelOutput):
-    """What the encoder returns.
-
-    Args:
-        last_hidden_state: (B, 1 + N, D), or (B, 1 + K, D) when patches were hidden: [CLS |
-            patches], normalised. K is the largest number of visible patches of any image; what an
-            image has beyond its own is padding.
-        pooler_output: (B, D), pooled as `config.pooling` says, normalised.
-        mask: bool (B, N), True = hidden; None when nothing was asked to be hidden.
-        ids_restore: (B, N), the place of each patch in [visible | hidden]; None likewise.
-        hidden_states: the input and the output of every block, before the last norm.
-        attentions: (B, heads, L, L) of every block.
-    """
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    mask: Tensor | None = None
-    ids_restore: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class VitMaeForPreTrainingOutput(ModelOutput):
-    """What the masked autoencoder returns.
-
-    Args:
-        loss: (), mean squared error on the hidden patches.
-        logits: (B, N, p_h*p_w*C), the prediction for every patch, pixels in (p_h, p_w, C) order;
-            with `norm_pix_loss` in units of the patch's own deviation.
-        mask: bool (B, N), True = hidden.
-        ids_restore: (B, N), the place of each patch in [visible | hidden].
-        hidden_states, attentions: of the encoder, over [CLS | visible].
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    mask: Tensor | None = None
-    ids_restore: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-class VitMaePreTrainedModel(PreTrainedModel):
+class VitMaePreTrainedModel(LoadsAnyGeometry, PreTrainedModel):
     """What all classes share: configuration, initialisation, what transformers may do."""
 
     config: VitMaeConfig
@@ -84,32 +72,33 @@ class VitMaePreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keys_to_ignore_on_load_unexpected = [HEADS]  # what a checkpoint has for other classes
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Xavier-uniform linear maps and patch projection; normal tokens; positions that differ."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        """Xavier-uniform linear maps and convolutions; normal tokens; positions that differ."""
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, LayerScale):
             init.constant_(module.gamma, module.initial)
         elif isinstance(module, (Embeddings, Decoder)):
             init.copy_(module.position_embeddings, module.initial_positions())
-            token = module.cls_token if isinstance(module, Embeddings) else module.mask_token
-            init.normal_(token, std=self.config.initializer_range)
+        for name, token in module.named_parameters(recurse=False):
+            if name.endswith("_token"):
+                init.normal_(token, std=self.config.initializer_range)
 
 
 class VitMaeModel(VitMaePreTrainedModel):
     """The encoder: every patch, in raster order, never hidden unless asked."""
 
     _auto_class = "AutoModel"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^classifier\."]  # other classes' heads
 
     def __init__(self, config: VitMaeConfig) -> None:
         super().__init__(config)
@@ -136,6 +125,7 @@ class VitMaeModel(VitMaePreTrainedModel):
         noise: Tensor | None = None,
         mask: Tensor | None = None,
         mask_ratio: float | None = None,
+        padding_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -143,86 +133,127 @@ class VitMaeModel(VitMaePreTrainedModel):
         """Encode images: (B, C, H, W) -> tokens (B, 1 + N, D).
 
         Args:
-            pixel_values: (B, C, H, W), normalised.
             noise: (B, N); the patches with the highest values are hidden, `mask_ratio` of them.
             mask: bool (B, N) over patches or (B, H, W) over pixels, True = hidden.
             mask_ratio: share of patches to hide; 0 is legal. Without `noise`, training draws it and
                 evaluation uses a fixed one.
-            interpolate_pos_encoding: accept images of another size than the model's.
 
         Raises:
-            ValueError: for images or masks that do not fit, or a mask given together with noise or
-            a ratio.
+            ValueError: for images or masks that do not fit, a mask given together with noise or a
+            ratio, or anything hidden under causal attention.
         """
-        grid = self.embeddings.input_grid(pixel_values, interpolate_pos_encoding)
-        order = self._patch_order(pixel_values, grid, noise, mask, mask_ratio)
-        is_visible = None if order is None else order.is_visible
+        grid, padding = self.grid_and_padding(pixel_values, padding_mask, interpolate_pos_encoding)
+        order = self.patch_order(pixel_values, grid, noise, mask, mask_ratio, padding)
+        unseen = padding if order is None else order.mask
+        if order is not None and padding is not None:
+            unseen = order.mask | padding
+        is_causal = self.config.is_causal
+        return self.encode(
+            self.embeddings.patch_embeddings(pixel_values, unseen, one_by_one=is_causal),
+            grid,
+            order=order,
+            padding=padding,
+            is_causal=is_causal,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+
+    def encode(
+        self,
+        patches: Tensor,
+        grid: tuple[int, int],
+        *,
+        order: PatchOrder | None = None,
+        padding: Tensor | None = None,
+        is_causal: bool = False,
+        num_prefix: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> VitMaeModelOutput:
+        """Run embedded patches through the blocks: (B, N, D) -> tokens (B, 1 + N or K, D).
+
+        Args:
+            padding: bool (B, N), True = no data.
+            num_prefix: (B,) patches that see each other both ways under causal attention.
+        """
         with_states = _asked(output_hidden_states, self.config.output_hidden_states)
         with_attentions = _asked(output_attentions, self.config.output_attentions)
-        tokens = self.embeddings(pixel_values, grid, order)  # (B, L, D)
-        attention_mask = self._attention_mask(tokens, is_visible, with_attentions)
+        is_data = None if padding is None else ~padding  # (B, N)
+        if order is not None:
+            is_data = order.is_visible  # (B, K)
+        tokens = self.embeddings(patches, grid, order, padding)  # (B, L, D)
+        attention_mask = make_attention_mask(
+            self.config,
+            tokens,
+            None if is_data is None else with_cls(is_data),
+            is_causal=is_causal,
+            num_prefix=num_prefix,
+            for_eager=with_attentions,
+        )
         tokens, hidden_states, attentions = self.layers(
-            tokens, attention_mask, with_states, with_attentions
+            tokens, attention_mask, with_states, with_attentions, is_causal
         )
         return VitMaeModelOutput(
             last_hidden_state=self.layernorm(tokens),
-            pooler_output=self.layernorm(pool_tokens(tokens, self.config.pooling, is_visible)),
+            pooler_output=self.layernorm(pool_tokens(tokens, self.config.pooling, is_data)),
             mask=None if order is None else order.mask,
             ids_restore=None if order is None else order.restore,
             hidden_states=hidden_states,
             attentions=attentions,
         )
 
-    def _patch_order(
+    def grid_and_padding(
+        self, pixel_values: Tensor, padding_mask: Tensor | None, interpolate_pos_encoding: bool
+    ) -> tuple[tuple[int, int], Tensor | None]:
+        """The grid (h, w) of the images and their padding, bool (B, N), both checked."""
+        grid = self.embeddings.input_grid(pixel_values, interpolate_pos_encoding)
+        if padding_mask is None:
+            return grid, None
+        return grid, self._over_patches("padding_mask", padding_mask, pixel_values, grid)
+
+    def patch_order(
         self,
         pixel_values: Tensor,
         grid: tuple[int, int],
         noise: Tensor | None,
         mask: Tensor | None,
         mask_ratio: float | None,
+        padding: Tensor | None,
     ) -> PatchOrder | None:
         """What to hide, however the caller said it; None when nothing was asked."""
-        batch, num_patches = pixel_values.shape[0], grid[0] * grid[1]
-        if mask is not None:
-            if noise is not None or mask_ratio is not None:
-                raise ValueError("Pass either `mask`, or `noise` and `mask_ratio`, not both.")
-            if mask.shape[0] != batch:
-                raise ValueError(
-                    f"`mask` must have one row for each of the {batch} images, "
-                    f"got {tuple(mask.shape)}."
-                )
-            return order_from_mask(patch_mask(mask, grid, self.config.patch_pair))
-        if noise is None and mask_ratio is None:
+        if mask is not None and (noise is not None or mask_ratio is not None):
+            raise ValueError("Pass either `mask`, or `noise` and `mask_ratio`, not both.")
+        if noise is None and mask is None and mask_ratio is None:
             return None
-        if noise is None and self.training:
-            noise = torch.rand(batch, num_patches, device=pixel_values.device)
-        elif noise is None:
-            noise = fixed_noise(num_patches, pixel_values.device).expand(batch, -1)
-        if noise.shape != (batch, num_patches):
-            raise ValueError(
-                f"`noise` must be ({batch}, {num_patches}), one value a patch, "
-                f"got {tuple(noise.shape)}."
-            )
-        if mask_ratio is None:
-            mask_ratio = self.config.mask_ratio
-        return order_from_noise(noise, mask_ratio)
-
-    def _attention_mask(
-        self, tokens: Tensor, is_visible: Tensor | None, with_attentions: bool
-    ) -> Tensor | None:
-        """Keep padding out of attention where images hide different numbers of patches."""
-        if is_visible is None:
-            return None
-        attend = torch.cat([is_visible.new_ones(tokens.shape[0], 1), is_visible], dim=1)  # (B, L)
-        if with_attentions:  # computed by eager attention, whatever the implementation
-            return attend[:, None, None]  # (B, 1, 1, L)
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=tokens, attention_mask=attend
+        if self.config.is_causal and (mask is not None or mask_ratio != 0):
+            raise ValueError("No patch can be hidden where `is_causal` is True; leave masks out.")
+        return make_order(
+            (pixel_values.shape[0], grid[0] * grid[1]),
+            noise=noise,
+            mask=None if mask is None else self._over_patches("mask", mask, pixel_values, grid),
+            mask_ratio=self.config.mask_ratio if mask_ratio is None else mask_ratio,
+            padding=padding,
+            training=self.training,
+            device=pixel_values.device,
         )
+
+    def _over_patches(
+        self, name: str, mask: Tensor, pixel_values: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        if mask.shape[0] != pixel_values.shape[0]:
+            raise ValueError(
+                f"`{name}` must have one row for each of the {pixel_values.shape[0]} images, "
+                f"got {tuple(mask.shape)}."
+            )
+        return patch_mask(mask, grid, self.config.patch_pair, name)
 
 
 class VitMaeForPreTraining(VitMaePreTrainedModel):
-    """The masked autoencoder: hide patches, encode the rest, predict the pixels of those hidden."""
+    """The masked autoencoder: hide patches, encode the rest, predict the pixels of those hidden.
+
+    With a hybrid stem, whose convolutions see beyond a patch, the pixels of hidden patches are
+    erased before the stem and their tokens dropped after it: nothing of them reaches the encoder.
+    """
 
     _auto_class = "AutoModelForPreTraining"
 
@@ -239,6 +270,7 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
         noise: Tensor | None = None,
         mask: Tensor | None = None,
         mask_ratio: float | None = None,
+        padding_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         return_loss: bool = True,
         output_hidden_states: bool | None = None,
@@ -247,13 +279,11 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
         """Predict hidden patches: (B, C, H, W) -> loss (), logits (B, N, P).
 
         Args:
-            pixel_values: (B, C, H, W), normalised.
             noise: (B, N); the patches with the highest values are hidden. Without it, training
                 draws it and evaluation uses a fixed one.
             mask: bool (B, N) over patches or (B, H, W) over pixels, True = hidden; instead of noise
                 and ratio.
             mask_ratio: share of patches to hide, `config.mask_ratio` by default; 0 is legal.
-            interpolate_pos_encoding: accept images of another size than the model's.
             return_loss: False leaves the loss out.
         """
         if mask is None and mask_ratio is None:
@@ -263,12 +293,17 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
             noise=noise,
             mask=mask,
             mask_ratio=mask_ratio,
+            padding_mask=padding_mask,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        grid = self.vit.embeddings.input_grid(pixel_values, interpolate_pos_encoding)
-        logits = self.decoder(encoded.last_hidden_state, encoded.ids_restore, encoded.mask, grid)
+        grid, padding = self.vit.grid_and_padding(
+            pixel_values, padding_mask, interpolate_pos_encoding
+        )
+        logits = self.decoder(
+            encoded.last_hidden_state, encoded.ids_restore, encoded.mask, grid, padding
+        )
         return VitMaeForPreTrainingOutput(
             loss=self.forward_loss(pixel_values, logits, encoded.mask) if return_loss else None,
             logits=logits,
@@ -297,11 +332,153 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
         return unpatchify(patches, self.config.patch_pair, grid)
 
 
+class VitMaeForMaskedPatchPrediction(VitMaePreTrainedModel):
+    """Predict corrupted patches from all the others (arXiv:2010.11929, B.1.2).
+
+    `config.patch_target` says what: `logits` are (B, N, 8**C) for a patch's mean colour, (B, N,
+    16 * 8**C) for its 4x4 colours, (B, N, P) for its pixels in 0..1; with more than three channels
+    each has 8 classes of its own. With a hybrid stem the pixels of the patches that are replaced
+    are erased before it.
+    """
+
+    _auto_class = "AutoModelForMaskedImageModeling"
+
+    def __init__(self, config: VitMaeConfig) -> None:
+        super().__init__(config)
+        self.vit = VitMaeModel(config)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
+        self.patch_head = nn.Linear(config.hidden_size, num_patch_outputs(config))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None = None,
+        corruption_noise: Tensor | None = None,
+        mask: Tensor | None = None,
+        mask_ratio: float | None = None,
+        padding_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_loss: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> VitMaePatchPredictionOutput:
+        """Predict corrupted patches: (B, C, H, W) -> loss (), logits (B, N, outputs).
+
+        Args:
+            noise: (B, N); the patches with the highest values are corrupted.
+            corruption_noise: (B, N) in [0, 1): below 0.8 a corrupted patch becomes the mask token,
+                below 0.9 another patch, else it stays.
+            mask: bool (B, N) or (B, H, W), True = corrupted; instead of noise and ratio.
+            mask_ratio: share of patches to corrupt, `config.corruption_ratio` by default.
+            return_loss: False leaves the loss out.
+        """
+        vit = self.vit
+        grid, padding = vit.grid_and_padding(pixel_values, padding_mask, interpolate_pos_encoding)
+        if mask is None and mask_ratio is None:
+            mask_ratio = self.config.corruption_ratio
+        order = vit.patch_order(pixel_values, grid, noise, mask, mask_ratio, padding)
+        assert order is not None
+        if corruption_noise is None:
+            corruption_noise = draw_corruption_noise(order.mask, self.training)
+        corruption = make_corruption(order.mask, corruption_noise)
+        unseen = corruption.masked | corruption.swapped
+        patches = vit.embeddings.patch_embeddings(
+            pixel_values, unseen if padding is None else unseen | padding, self.config.is_causal
+        )
+        encoded = vit.encode(
+            corruption.apply(patches, self.mask_token),
+            grid,
+            padding=padding,
+            is_causal=self.config.is_causal,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.patch_head(encoded.last_hidden_state[:, 1:])  # (B, N, outputs)
+        loss = None
+        if return_loss:
+            targets = patch_targets(pixel_values, self.config)
+            loss = masked_patch_loss(logits, targets, order.mask)
+        return VitMaePatchPredictionOutput(
+            loss=loss,
+            logits=logits,
+            mask=order.mask,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+class VitMaeForNextPatchPrediction(NextPatchGeneration, VitMaePreTrainedModel):
+    """Predict each patch's pixels from those before it in raster order, the first from CLS alone.
+
+    Attention is causal whatever `config.is_causal` says, which is for the other classes. A hybrid
+    stem sees every patch by itself here, since its convolutions would see later ones.
+    """
+
+    _auto_class = "AutoModel"  # so that its code travels with it; the auto map is the family's
+
+    def __init__(self, config: VitMaeConfig) -> None:
+        super().__init__(config)
+        self.vit = VitMaeModel(config)
+        patch_height, patch_width = config.patch_pair
+        outputs = patch_height * patch_width * config.num_channels
+        self.next_patch_head = nn.Linear(config.hidden_size, outputs)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        num_prefix_patches: int | Tensor = 0,
+        padding_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        return_loss: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> VitMaePatchPredictionOutput:
+        """Predict every patch from those before it: (B, C, H, W) -> loss (), logits (B, N, P).
+
+        Args:
+            num_prefix_patches: so many first patches, one number or int64 (B,), see each other both
+                ways; those after them are predicted and count in the loss.
+            return_loss: False leaves the loss out.
+        """
+        vit = self.vit
+        grid, padding = vit.grid_and_padding(pixel_values, padding_mask, interpolate_pos_encoding)
+        has_prefix = isinstance(num_prefix_patches, Tensor) or num_prefix_patches > 0
+        num_prefix = torch.as_tensor(num_prefix_patches, device=pixel_values.device)
+        num_prefix = num_prefix.expand(len(pixel_values))  # (B,)
+        encoded = vit.encode(
+            vit.embeddings.patch_embeddings(pixel_values, padding, one_by_one=True),
+            grid,
+            padding=padding,
+            is_causal=True,
+            num_prefix=num_prefix if has_prefix else None,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.next_patch_head(encoded.last_hidden_state[:, :-1])  # (B, N, P)
+        places = torch.arange(grid[0] * grid[1], device=pixel_values.device)
+        mask = places >= num_prefix[:, None]  # (B, N)
+        mask = mask if padding is None else mask & ~padding
+        loss = None
+        if return_loss:
+            targets = pixel_targets(pixel_values, self.config.patch_pair, self.config.norm_pix_loss)
+            loss = masked_pixel_loss(logits, targets, mask)
+        return VitMaePatchPredictionOutput(
+            loss=loss,
+            logits=logits,
+            mask=mask,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
 class VitMaeForImageClassification(VitMaePreTrainedModel):
     """A linear classifier on the pooled encoder output (`config.pooling`)."""
 
     _auto_class = "AutoModelForImageClassification"
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\."]  # another class's head
 
     def __init__(self, config: VitMaeConfig) -> None:
         super().__init__(config)
@@ -314,6 +491,7 @@ class VitMaeForImageClassification(VitMaePreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
+        padding_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -321,13 +499,12 @@ class VitMaeForImageClassification(VitMaePreTrainedModel):
         """Classify images: (B, C, H, W) -> logits (B, num_labels).
 
         Args:
-            pixel_values: (B, C, H, W), normalised.
             labels: (B,) integer classes; (B, num_labels) floating-point distributions; or what
                 `config.problem_type` says: "regression", "multi_label_classification".
-            interpolate_pos_encoding: accept images of another size than the model's.
         """
         encoded = self.vit(
             pixel_values,
+            padding_mask=padding_mask,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
@@ -340,6 +517,173 @@ class VitMaeForImageClassification(VitMaePreTrainedModel):
             loss=loss,
             logits=logits,
             hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+        )
+
+
+class VitMaeForSemanticSegmentation(VitMaePreTrainedModel):
+    """Class scores of every pixel: of patches, by `config.segmentation_head`, then enlarged."""
+
+    _auto_class = "AutoModelForSemanticSegmentation"
+
+    def __init__(self, config: VitMaeConfig) -> None:
+        super().__init__(config)
+        self.vit = VitMaeModel(config)
+        self.segmentation_head = make_segmentation_head(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """Segment images: (B, C, H, W) -> logits (B, num_labels, H, W).
+
+        Args:
+            labels: int64 (B, H, W) classes; `config.semantic_loss_ignore_index` does not count.
+        """
+        with_states = _asked(output_hidden_states, self.config.output_hidden_states)
+        grid, padding = self.vit.grid_and_padding(
+            pixel_values, padding_mask, interpolate_pos_encoding
+        )
+        encoded = self.vit(
+            pixel_values,
+            padding_mask=padding,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=True,
+            output_attentions=output_attentions,
+        )
+        logits = self._enlarge(self._patch_logits(encoded.hidden_states, grid))
+        loss = None
+        if labels is not None:
+            loss = self.forward_loss(logits, labels, padding, grid)
+        return SemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states if with_states else None,
+            attentions=encoded.attentions,
+        )
+
+    def forward_loss(
+        self, logits: Tensor, labels: Tensor, padding: Tensor | None, grid: tuple[int, int]
+    ) -> Tensor:
+        """The loss on labelled pixels outside padding: (B, num_labels, H, W), (B, H, W) -> ()."""
+        ignore_index = self.config.semantic_loss_ignore_index
+        if labels.shape != (logits.shape[0], *logits.shape[2:]):
+            raise ValueError(
+                f"`labels` must be {(logits.shape[0], *logits.shape[2:])}, a class for each pixel, "
+                f"got {tuple(labels.shape)}."
+            )
+        if padding is not None:
+            labels = labels.masked_fill(
+                over_pixels(padding, grid, self.config.patch_pair), ignore_index
+            )
+        return segmentation_loss(logits, labels, ignore_index)
+
+    @torch.no_grad()
+    def segment_large(
+        self,
+        pixel_values: Tensor,
+        stride: int | tuple[int, int] | None = None,
+        batch_size: int = 8,
+    ) -> SemanticSegmenterOutput:
+        """Segment images of any size in windows of the model's own: (B, C, H, W) -> logits (B,
+        num_labels, H, W).
+
+        Where windows overlap, their scores are averaged before they are enlarged to pixels.
+
+        Args:
+            stride: pixels, or (height, width), from one window to the next: whole patches, by
+                default about two thirds of the window.
+            batch_size: windows that the model sees at once.
+        """
+        window, patch_size = self.config.image_pair, self.config.patch_pair
+        stride = window_stride(stride, window, patch_size)
+        logits = slide(self._window_logits, pixel_values, window, stride, patch_size, batch_size)
+        height, width = pixel_values.shape[2:]
+        return SemanticSegmenterOutput(logits=self._enlarge(logits)[:, :, :height, :width])
+
+    def _window_logits(self, pixel_values: Tensor, padding: Tensor | None) -> Tensor:
+        """(b, C, *window), bool (b, N) -> (b, num_labels, h, w) or a multiple."""
+        encoded = self.vit(pixel_values, padding_mask=padding, output_hidden_states=True)
+        return self._patch_logits(encoded.hidden_states, self.config.grid)
+
+    def _patch_logits(self, hidden_states: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+        """Class scores at the head's own resolution: -> (B, num_labels, h, w) or a multiple."""
+        states = [hidden_states[layer] for layer in self.segmentation_head.layers]
+        maps = [token_map(self.vit.layernorm(state), grid) for state in states]
+        return self.segmentation_head(maps)
+
+    def _enlarge(self, logits: Tensor) -> Tensor:
+        """From the head's resolution to pixels: -> (B, num_labels, H, W)."""
+        scale, sides = (
+            self.segmentation_head.scale,
+            zip(logits.shape[2:], self.config.patch_pair, strict=True),
+        )
+        size = [places * patch // scale for places, patch in sides]
+        return functional.interpolate(logits, size=size, mode="bilinear")
+
+
+class VitMaeBackbone(BackboneMixin, VitMaePreTrainedModel):
+    """Feature maps for detection and segmentation frameworks.
+
+    Each layer's patch tokens, through the encoder's last norm, as a map; or with
+    `config.feature_pyramid` maps of strides 4, 8, 16 and 32 made of the last. Images may have any
+    size: positions are interpolated, and what is no whole patch is filled up with zeros.
+    """
+
+    _auto_class = "AutoBackbone"
+
+    def __init__(self, config: VitMaeConfig) -> None:
+        if config.out_features is None:
+            wanted = config.stage_names if config.feature_pyramid else config.stage_names[-1:]
+            config.out_features = wanted
+        super().__init__(config)
+        self.vit = VitMaeModel(config)
+        self.pyramid = FeaturePyramid(config) if config.feature_pyramid else None
+        width = config.pyramid_hidden_size if config.feature_pyramid else config.hidden_size
+        self.num_features = [width] * len(config.stage_names)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        padding_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BackboneOutput:
+        """Encode images: (B, C, H, W) -> a map (B, D, h, w) for each of `out_features`."""
+        with_states = _asked(output_hidden_states, self.config.output_hidden_states)
+        patch_height, patch_width = self.config.patch_pair
+        height, width = pixel_values.shape[2:]
+        fill_up = (0, -width % patch_width, 0, -height % patch_height)  # on the right and below
+        pixel_values = functional.pad(pixel_values, fill_up)
+        if padding_mask is not None and padding_mask.ndim == 3:
+            padding_mask = functional.pad(padding_mask, fill_up)
+        grid = self.vit.embeddings.input_grid(pixel_values, interpolate_pos_encoding=True)
+        encoded = self.vit(
+            pixel_values,
+            padding_mask=padding_mask,
+            interpolate_pos_encoding=True,
+            output_hidden_states=True,
+            output_attentions=output_attentions,
+        )
+        if self.pyramid is None:
+            layers = [self.stage_names.index(name) for name in self.out_features]
+            states = [encoded.hidden_states[layer] for layer in layers]
+            maps = [token_map(self.vit.layernorm(state), grid) for state in states]
+        else:
+            levels = self.pyramid(token_map(encoded.last_hidden_state, grid))
+            maps = [levels[self.stage_names.index(name)] for name in self.out_features]
+        return BackboneOutput(
+            feature_maps=tuple(maps),  # type: ignore[arg-type]
+            hidden_states=encoded.hidden_states if with_states else None,
             attentions=encoded.attentions,
         )
 
