@@ -212,7 +212,8 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
             field.name for field in fields(PreTrainedConfig)
         }
         given = {name: value for name, value in kwargs.items() if name in own}
-        if kwargs.keys() & {"out_features", "out_indices"}:  # in place of both stored ones
+        # Other maps are asked for, or the stored names are no longer those of any.
+        if kwargs.keys() & {"out_features", "out_indices", "feature_pyramid"}:
             given |= {"out_features": None, "out_indices": None}
         return super().from_dict(config_dict | given, **kwargs)
 

@@ -38,17 +38,30 @@ class Corruption:
         return torch.where(self.masked[..., None], mask_token.to(patches.dtype), corrupted)
 
 
-def make_corruption(mask: Tensor, noise: Tensor) -> Corruption:
+def make_corruption(mask: Tensor, noise: Tensor, padding: Tensor | None = None) -> Corruption:
     """Decide by uniform noise in [0, 1): bool (B, N), (B, N) -> corruption.
 
     One number a patch says which of the three happens and, where it is another patch, which.
+
+    Args:
+        padding: bool (B, N), True = no data: never taken as the other patch.
+
+    Raises:
+        ValueError: if there is not one number for each patch.
     """
-    num_patches = mask.shape[1]
+    if noise.shape != mask.shape:
+        raise ValueError(
+            f"`corruption_noise` must be {tuple(mask.shape)}, one value for each patch of each "
+            f"image, got {tuple(noise.shape)}."
+        )
     first, last = MASKED_SHARE, MASKED_SHARE + SWAPPED_SHARE
     swapped = mask & (noise >= first) & (noise < last)
-    steps = ((noise - first) / SWAPPED_SHARE * (num_patches - 1)).long()  # 0 .. N - 2 if swapped
-    steps = steps.clamp(0, max(num_patches - 2, 0)) + 1
-    others = (torch.arange(num_patches, device=mask.device) + steps) % num_patches
+    out = torch.zeros_like(mask) if padding is None else padding
+    count = (~out).sum(dim=1, keepdim=True)  # (B, 1) patches with data
+    data_first = out.int().argsort(dim=1, stable=True)  # (B, N)
+    steps = ((noise - first) / SWAPPED_SHARE * (count - 1)).long()  # 0 .. count - 2 if swapped
+    steps = steps.clamp(min=0).minimum((count - 2).clamp(min=0)) + 1
+    others = data_first.gather(1, (data_first.argsort(dim=1) + steps) % count.clamp(min=1))
     return Corruption(mask, mask & (noise < first), swapped, others)
 
 

@@ -140,13 +140,8 @@ class Embeddings(PositionTable):
         self.patch_embeddings = PatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def input_grid(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
-        """The grid (h, w) of the input.
-
-        Raises:
-            ValueError: if the images do not fit the model; the message names what they are and what
-            fits.
-        """
+    def check_images(self, pixel_values: Tensor) -> None:
+        """Raise `ValueError` if these are no images of any size for the model."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
             raise ValueError(
                 f"`pixel_values` must be (batch, {self.num_channels}, height, width), "
@@ -157,6 +152,15 @@ class Embeddings(PositionTable):
                 f"`pixel_values` must be normalised floating point numbers, got "
                 f"{pixel_values.dtype}; pass the images through the image processor."
             )
+
+    def input_grid(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
+        """The grid (h, w) of the input.
+
+        Raises:
+            ValueError: if the images do not fit the model; the message names what they are and what
+            fits.
+        """
+        self.check_images(pixel_values)
         size = (pixel_values.shape[2], pixel_values.shape[3])
         if size != self.image_size and not interpolate_pos_encoding:
             raise ValueError(

@@ -18,19 +18,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from .patches import as_pair, denormalize_patches, grid_size, patchify, unpatchify
 from .patches import normalize_patches as normalize_each_patch
 from .pictures import UnfitPicture, picture_to_tensor
-from .resizing import (
-    FULL_RANGE,
-    INTERPOLATION,
-    NEAREST,
-    class_ids,
-    class_maps,
-    fit,
-    height_width,
-    maps_of_images,
-    reduce_class_ids,
-    size_dict,
-    stack,
-)
+from .resizing import FULL_RANGE, INTERPOLATION, NEAREST, fit, height_width, size_dict, stack
+from .segmentation_maps import class_ids, class_maps, maps_of_images, reduce_class_ids
 
 ImageLike = Image.Image | np.ndarray | Tensor
 Images = ImageLike | Sequence[ImageLike]

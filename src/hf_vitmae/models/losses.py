@@ -82,6 +82,7 @@ def masked_patch_loss(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """
     if targets.is_floating_point():
         return masked_pixel_loss(logits, targets, mask)
+    targets = targets.where(mask[..., None], 0)  # those of padding may be no class at all
     classes = logits.shape[-1] // targets.shape[-1]
     logits = logits.float().unflatten(2, (-1, classes)).permute(0, 3, 1, 2)  # (B, classes, N, S)
     per_patch = functional.cross_entropy(logits, targets, reduction="none").mean(dim=-1)  # (B, N)

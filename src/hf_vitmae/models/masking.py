@@ -142,7 +142,11 @@ def draw_noise(shape: tuple[int, int], training: bool, device: torch.device) -> 
 
 
 def patch_mask(
-    mask: Tensor, grid: tuple[int, int], patch_size: tuple[int, int], name: str = "mask"
+    mask: Tensor,
+    grid: tuple[int, int],
+    patch_size: tuple[int, int],
+    name: str = "mask",
+    batch: int | None = None,
 ) -> Tensor:
     """A mask over patches (B, N), or over pixels (B, H, W), as one over patches (B, N).
 
@@ -150,14 +154,20 @@ def patch_mask(
 
     Args:
         name: what an error calls the mask.
+        batch: images that it must be for.
 
     Raises:
-        ValueError: if the mask is not boolean or of neither shape.
+        ValueError: if the mask is not boolean, of neither shape, or for another number of images.
     """
     (rows, columns), (patch_height, patch_width) = grid, patch_size
     if mask.dtype != torch.bool:
         raise ValueError(
-            f"`{name}` must be boolean with True = hidden, got {mask.dtype}; use `{name}.bool()`."
+            f"`{name}` must be boolean with True = {'hidden' if name == 'mask' else 'no data'}, "
+            f"got {mask.dtype}; use `{name}.bool()`."
+        )
+    if batch is not None and mask.shape[0] != batch:
+        raise ValueError(
+            f"`{name}` must have one row for each of the {batch} images, got {tuple(mask.shape)}."
         )
     if mask.ndim == 2 and mask.shape[1] == rows * columns:
         return mask

@@ -13,6 +13,7 @@ Arguments that all classes share:
     output_hidden_states, output_attentions: return these too.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -33,7 +34,6 @@ from .configuration_vitmae import VitMaeConfig
 from .corruption import draw_corruption_noise, make_corruption
 from .decoder import Decoder
 from .embeddings import Embeddings
-from .generation import NextPatchGeneration
 from .heads import FeaturePyramid, make_segmentation_head, pool_tokens, token_map
 from .layers import BlockStack, LayerScale, make_attention_mask, with_cls
 from .loading import LoadsAnyGeometry
@@ -47,13 +47,14 @@ from .losses import (
     segmentation_loss,
 )
 from .masking import PatchOrder, make_order, over_pixels, patch_mask
+from .next_patch import NextPatchGeneration, newest_tokens, prefix_lengths
 from .outputs import (
     VitMaeForPreTrainingOutput,
     VitMaeModelOutput,
     VitMaePatchPredictionOutput,
 )
 from .patches import patchify, unpatchify
-from .sliding import slide, window_stride
+from .sliding import SlidingWindowSegmentation
 
 HEADS = r"^(decoder|classifier|segmentation_head|patch_head|mask_token|next_patch_head|pyramid)\b"
 
@@ -142,14 +143,13 @@ class VitMaeModel(VitMaePreTrainedModel):
             ValueError: for images or masks that do not fit, a mask given together with noise or a
             ratio, or anything hidden under causal attention.
         """
-        grid, padding = self.grid_and_padding(pixel_values, padding_mask, interpolate_pos_encoding)
+        pixel_values, grid, padding = self.check_inputs(
+            pixel_values, padding_mask, interpolate_pos_encoding
+        )
         order = self.patch_order(pixel_values, grid, noise, mask, mask_ratio, padding)
-        unseen = padding if order is None else order.mask
-        if order is not None and padding is not None:
-            unseen = order.mask | padding
-        is_causal = self.config.is_causal
+        hidden, is_causal = None if order is None else order.mask, self.config.is_causal
         return self.encode(
-            self.embeddings.patch_embeddings(pixel_values, unseen, one_by_one=is_causal),
+            self.embeddings.patch_embeddings(pixel_values, hidden, one_by_one=is_causal),
             grid,
             order=order,
             padding=padding,
@@ -202,14 +202,19 @@ class VitMaeModel(VitMaePreTrainedModel):
             attentions=attentions,
         )
 
-    def grid_and_padding(
+    def check_inputs(
         self, pixel_values: Tensor, padding_mask: Tensor | None, interpolate_pos_encoding: bool
-    ) -> tuple[tuple[int, int], Tensor | None]:
-        """The grid (h, w) of the images and their padding, bool (B, N), both checked."""
+    ) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+        """The images with zeros for padding, be it NaN, their grid (h, w), and which patches are
+        padding, bool (B, N).
+        """
         grid = self.embeddings.input_grid(pixel_values, interpolate_pos_encoding)
         if padding_mask is None:
-            return grid, None
-        return grid, self._over_patches("padding_mask", padding_mask, pixel_values, grid)
+            return pixel_values, grid, None
+        patch_size, batch = self.config.patch_pair, pixel_values.shape[0]
+        padding = patch_mask(padding_mask, grid, patch_size, "padding_mask", batch)
+        pixels = over_pixels(padding, grid, patch_size)[:, None]  # (B, 1, H, W)
+        return pixel_values.masked_fill(pixels, 0.0), grid, padding
 
     def patch_order(
         self,
@@ -227,25 +232,18 @@ class VitMaeModel(VitMaePreTrainedModel):
             return None
         if self.config.is_causal and (mask is not None or mask_ratio != 0):
             raise ValueError("No patch can be hidden where `is_causal` is True; leave masks out.")
+        batch = pixel_values.shape[0]
+        if mask is not None:
+            mask = patch_mask(mask, grid, self.config.patch_pair, batch=batch)
         return make_order(
-            (pixel_values.shape[0], grid[0] * grid[1]),
+            (batch, grid[0] * grid[1]),
             noise=noise,
-            mask=None if mask is None else self._over_patches("mask", mask, pixel_values, grid),
+            mask=mask,
             mask_ratio=self.config.mask_ratio if mask_ratio is None else mask_ratio,
             padding=padding,
             training=self.training,
             device=pixel_values.device,
         )
-
-    def _over_patches(
-        self, name: str, mask: Tensor, pixel_values: Tensor, grid: tuple[int, int]
-    ) -> Tensor:
-        if mask.shape[0] != pixel_values.shape[0]:
-            raise ValueError(
-                f"`{name}` must have one row for each of the {pixel_values.shape[0]} images, "
-                f"got {tuple(mask.shape)}."
-            )
-        return patch_mask(mask, grid, self.config.patch_pair, name)
 
 
 class VitMaeForPreTraining(VitMaePreTrainedModel):
@@ -258,6 +256,7 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
     _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: VitMaeConfig) -> None:
+        _refuse_causal(config, type(self).__name__)
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.decoder = Decoder(config)
@@ -288,18 +287,18 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
         """
         if mask is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
+        pixel_values, grid, padding = self.vit.check_inputs(
+            pixel_values, padding_mask, interpolate_pos_encoding
+        )
         encoded = self.vit(
             pixel_values,
             noise=noise,
             mask=mask,
             mask_ratio=mask_ratio,
-            padding_mask=padding_mask,
+            padding_mask=padding,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-        )
-        grid, padding = self.vit.grid_and_padding(
-            pixel_values, padding_mask, interpolate_pos_encoding
         )
         logits = self.decoder(
             encoded.last_hidden_state, encoded.ids_restore, encoded.mask, grid, padding
@@ -338,12 +337,13 @@ class VitMaeForMaskedPatchPrediction(VitMaePreTrainedModel):
     `config.patch_target` says what: `logits` are (B, N, 8**C) for a patch's mean colour, (B, N,
     16 * 8**C) for its 4x4 colours, (B, N, P) for its pixels in 0..1; with more than three channels
     each has 8 classes of its own. With a hybrid stem the pixels of the patches that are replaced
-    are erased before it.
+    are erased before it, so that a patch that stands in for another may be an erased one itself.
     """
 
     _auto_class = "AutoModelForMaskedImageModeling"
 
     def __init__(self, config: VitMaeConfig) -> None:
+        _refuse_causal(config, type(self).__name__)
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -375,23 +375,23 @@ class VitMaeForMaskedPatchPrediction(VitMaePreTrainedModel):
             return_loss: False leaves the loss out.
         """
         vit = self.vit
-        grid, padding = vit.grid_and_padding(pixel_values, padding_mask, interpolate_pos_encoding)
+        pixel_values, grid, padding = vit.check_inputs(
+            pixel_values, padding_mask, interpolate_pos_encoding
+        )
         if mask is None and mask_ratio is None:
             mask_ratio = self.config.corruption_ratio
         order = vit.patch_order(pixel_values, grid, noise, mask, mask_ratio, padding)
         assert order is not None
         if corruption_noise is None:
             corruption_noise = draw_corruption_noise(order.mask, self.training)
-        corruption = make_corruption(order.mask, corruption_noise)
-        unseen = corruption.masked | corruption.swapped
+        corruption = make_corruption(order.mask, corruption_noise, padding)
         patches = vit.embeddings.patch_embeddings(
-            pixel_values, unseen if padding is None else unseen | padding, self.config.is_causal
+            pixel_values, corruption.masked | corruption.swapped
         )
         encoded = vit.encode(
             corruption.apply(patches, self.mask_token),
             grid,
             padding=padding,
-            is_causal=self.config.is_causal,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
@@ -445,12 +445,14 @@ class VitMaeForNextPatchPrediction(NextPatchGeneration, VitMaePreTrainedModel):
             return_loss: False leaves the loss out.
         """
         vit = self.vit
-        grid, padding = vit.grid_and_padding(pixel_values, padding_mask, interpolate_pos_encoding)
+        pixel_values, grid, padding = vit.check_inputs(
+            pixel_values, padding_mask, interpolate_pos_encoding
+        )
         has_prefix = isinstance(num_prefix_patches, Tensor) or num_prefix_patches > 0
-        num_prefix = torch.as_tensor(num_prefix_patches, device=pixel_values.device)
-        num_prefix = num_prefix.expand(len(pixel_values))  # (B,)
+        num_patches, device = grid[0] * grid[1], pixel_values.device
+        num_prefix = prefix_lengths(num_prefix_patches, len(pixel_values), num_patches, device)
         encoded = vit.encode(
-            vit.embeddings.patch_embeddings(pixel_values, padding, one_by_one=True),
+            vit.embeddings.patch_embeddings(pixel_values, one_by_one=True),
             grid,
             padding=padding,
             is_causal=True,
@@ -458,8 +460,8 @@ class VitMaeForNextPatchPrediction(NextPatchGeneration, VitMaePreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.next_patch_head(encoded.last_hidden_state[:, :-1])  # (B, N, P)
-        places = torch.arange(grid[0] * grid[1], device=pixel_values.device)
+        logits = self.next_patch_head(newest_tokens(encoded.last_hidden_state, padding))
+        places = torch.arange(num_patches, device=device)
         mask = places >= num_prefix[:, None]  # (B, N)
         mask = mask if padding is None else mask & ~padding
         loss = None
@@ -521,7 +523,7 @@ class VitMaeForImageClassification(VitMaePreTrainedModel):
         )
 
 
-class VitMaeForSemanticSegmentation(VitMaePreTrainedModel):
+class VitMaeForSemanticSegmentation(SlidingWindowSegmentation, VitMaePreTrainedModel):
     """Class scores of every pixel: of patches, by `config.segmentation_head`, then enlarged."""
 
     _auto_class = "AutoModelForSemanticSegmentation"
@@ -548,7 +550,7 @@ class VitMaeForSemanticSegmentation(VitMaePreTrainedModel):
             labels: int64 (B, H, W) classes; `config.semantic_loss_ignore_index` does not count.
         """
         with_states = _asked(output_hidden_states, self.config.output_hidden_states)
-        grid, padding = self.vit.grid_and_padding(
+        pixel_values, grid, padding = self.vit.check_inputs(
             pixel_values, padding_mask, interpolate_pos_encoding
         )
         encoded = self.vit(
@@ -573,10 +575,10 @@ class VitMaeForSemanticSegmentation(VitMaePreTrainedModel):
         self, logits: Tensor, labels: Tensor, padding: Tensor | None, grid: tuple[int, int]
     ) -> Tensor:
         """The loss on labelled pixels outside padding: (B, num_labels, H, W), (B, H, W) -> ()."""
-        ignore_index = self.config.semantic_loss_ignore_index
-        if labels.shape != (logits.shape[0], *logits.shape[2:]):
+        shape, ignore_index = logits[:, 0].shape, self.config.semantic_loss_ignore_index
+        if labels.shape != shape:
             raise ValueError(
-                f"`labels` must be {(logits.shape[0], *logits.shape[2:])}, a class for each pixel, "
+                f"`labels` must be {tuple(shape)}, a class for each pixel, "
                 f"got {tuple(labels.shape)}."
             )
         if padding is not None:
@@ -584,34 +586,6 @@ class VitMaeForSemanticSegmentation(VitMaePreTrainedModel):
                 over_pixels(padding, grid, self.config.patch_pair), ignore_index
             )
         return segmentation_loss(logits, labels, ignore_index)
-
-    @torch.no_grad()
-    def segment_large(
-        self,
-        pixel_values: Tensor,
-        stride: int | tuple[int, int] | None = None,
-        batch_size: int = 8,
-    ) -> SemanticSegmenterOutput:
-        """Segment images of any size in windows of the model's own: (B, C, H, W) -> logits (B,
-        num_labels, H, W).
-
-        Where windows overlap, their scores are averaged before they are enlarged to pixels.
-
-        Args:
-            stride: pixels, or (height, width), from one window to the next: whole patches, by
-                default about two thirds of the window.
-            batch_size: windows that the model sees at once.
-        """
-        window, patch_size = self.config.image_pair, self.config.patch_pair
-        stride = window_stride(stride, window, patch_size)
-        logits = slide(self._window_logits, pixel_values, window, stride, patch_size, batch_size)
-        height, width = pixel_values.shape[2:]
-        return SemanticSegmenterOutput(logits=self._enlarge(logits)[:, :, :height, :width])
-
-    def _window_logits(self, pixel_values: Tensor, padding: Tensor | None) -> Tensor:
-        """(b, C, *window), bool (b, N) -> (b, num_labels, h, w) or a multiple."""
-        encoded = self.vit(pixel_values, padding_mask=padding, output_hidden_states=True)
-        return self._patch_logits(encoded.hidden_states, self.config.grid)
 
     def _patch_logits(self, hidden_states: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
         """Class scores at the head's own resolution: -> (B, num_labels, h, w) or a multiple."""
@@ -641,8 +615,9 @@ class VitMaeBackbone(BackboneMixin, VitMaePreTrainedModel):
 
     def __init__(self, config: VitMaeConfig) -> None:
         if config.out_features is None:
-            wanted = config.stage_names if config.feature_pyramid else config.stage_names[-1:]
-            config.out_features = wanted
+            config = copy.deepcopy(config)  # the caller's stays what other classes are made from
+            names = config.stage_names
+            config.out_features = names if config.feature_pyramid else names[-1:]
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.pyramid = FeaturePyramid(config) if config.feature_pyramid else None
@@ -660,6 +635,7 @@ class VitMaeBackbone(BackboneMixin, VitMaePreTrainedModel):
     ) -> BackboneOutput:
         """Encode images: (B, C, H, W) -> a map (B, D, h, w) for each of `out_features`."""
         with_states = _asked(output_hidden_states, self.config.output_hidden_states)
+        self.vit.embeddings.check_images(pixel_values)
         patch_height, patch_width = self.config.patch_pair
         height, width = pixel_values.shape[2:]
         fill_up = (0, -width % patch_width, 0, -height % patch_height)  # on the right and below
@@ -685,6 +661,14 @@ class VitMaeBackbone(BackboneMixin, VitMaePreTrainedModel):
             feature_maps=tuple(maps),  # type: ignore[arg-type]
             hidden_states=encoded.hidden_states if with_states else None,
             attentions=encoded.attentions,
+        )
+
+
+def _refuse_causal(config: VitMaeConfig, name: str) -> None:
+    if config.is_causal:
+        raise ValueError(
+            f"{name} hides patches, which `is_causal` True excludes; open the checkpoint with "
+            "is_causal=False, or as VitMaeForNextPatchPrediction."
         )
 
 

@@ -1,10 +1,15 @@
 """Dense predictions for images larger than a model: overlapping windows, averaged."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from .configuration_vitmae import VitMaeConfig
+from .modes import evaluating
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
@@ -45,22 +50,23 @@ def slide(
     for crop in torch.cat(crops).split(batch_size):
         mask = None if padding is None else padding.expand(len(crop), -1)
         parts.append(predict(crop, mask))
-    cell = (window[0] // parts[0].shape[2], window[1] // parts[0].shape[3])  # pixels of a place
-    return _average(torch.cat(parts).split(len(pixel_values)), places, (height, width), cell)
+    maps = torch.cat(parts).split(len(pixel_values))
+    return _average(maps, places, (height, width), window)
 
 
 def _average(
     parts: Sequence[Tensor],
     places: Sequence[tuple[int, int]],
     size: tuple[int, int],
-    cell: tuple[int, int],
+    window: tuple[int, int],
 ) -> Tensor:
     """Maps (B, classes, h', w') of windows at (top, left) in pixels: -> (B, classes, h, w)."""
     batch, classes, rows, columns = parts[0].shape
-    total = parts[0].new_zeros(batch, classes, size[0] // cell[0], size[1] // cell[1])
+    height, width = size[0] * rows // window[0], size[1] * columns // window[1]
+    total = parts[0].new_zeros(batch, classes, height, width)
     count = total.new_zeros(total.shape[2:])
     for (top, left), part in zip(places, parts, strict=True):
-        y, x = top // cell[0], left // cell[1]
+        y, x = top * rows // window[0], left * columns // window[1]
         total[:, :, y : y + rows, x : x + columns] += part
         count[y : y + rows, x : x + columns] += 1
     return total / count
@@ -106,3 +112,46 @@ def _outside(
         for side, least, patch in zip(pixel_values.shape[2:], window, patch_size, strict=True)
     )
     return (rows[:, None] | columns).flatten()[None]
+
+
+class SlidingWindowSegmentation:
+    """`segment_large` for a model that segments images of one size."""
+
+    config: VitMaeConfig
+    vit: Any
+    _patch_logits: Callable[..., Tensor]
+    _enlarge: Callable[[Tensor], Tensor]
+
+    def segment_large(
+        self,
+        pixel_values: Tensor,
+        stride: int | tuple[int, int] | None = None,
+        batch_size: int = 8,
+    ) -> SemanticSegmenterOutput:
+        """Segment images of any size in windows of the model's own: (B, C, H, W) -> logits (B,
+        num_labels, H, W).
+
+        Where windows overlap, their scores are averaged before they are enlarged to pixels.
+
+        Args:
+            stride: pixels, or (height, width), from one window to the next: whole patches, by
+                default about two thirds of the window.
+            batch_size: windows that the model sees at once.
+
+        Raises:
+            ValueError: if the images or the stride do not fit.
+        """
+        self.vit.embeddings.check_images(pixel_values)
+        window, patch_size = self.config.image_pair, self.config.patch_pair
+        stride = window_stride(stride, window, patch_size)
+        with evaluating(self):  # type: ignore[arg-type]
+            logits = self._enlarge(
+                slide(self._window_logits, pixel_values, window, stride, patch_size, batch_size)
+            )
+        height, width = pixel_values.shape[2:]
+        return SemanticSegmenterOutput(logits=logits[:, :, :height, :width])  # type: ignore[arg-type]
+
+    def _window_logits(self, pixel_values: Tensor, padding: Tensor | None) -> Tensor:
+        """(b, C, *window), bool (b, N) -> (b, num_labels, h, w) or a multiple."""
+        encoded = self.vit(pixel_values, padding_mask=padding, output_hidden_states=True)
+        return self._patch_logits(encoded.hidden_states, self.config.grid)

@@ -1,4 +1,6 @@
-"""Continue an image patch by patch in raster order, each predicted from those before it."""
+"""Next patch prediction: prefixes, what a patch is predicted from, and continuing an image patch
+by patch in raster order.
+"""
 
 from typing import Any
 
@@ -7,9 +9,40 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from .configuration_vitmae import VitMaeConfig
-from .layers import make_attention_mask
+from .layers import make_attention_mask, with_cls
+from .masking import gather_tokens
 from .modes import evaluating
 from .patches import denormalize_patches, patch_statistics, patchify, unpatchify
+
+
+def prefix_lengths(
+    num_prefix_patches: int | Tensor, batch: int, num_patches: int, device: torch.device
+) -> Tensor:
+    """One length for all images, or one each, as int64 (B,).
+
+    Raises:
+        ValueError: if a length is not from 0 to N, or they are not one or B.
+    """
+    lengths = torch.as_tensor(num_prefix_patches, device=device)
+    allowed = not lengths.is_floating_point() and lengths.shape in ((), (batch,))
+    if not allowed or lengths.min() < 0 or lengths.max() > num_patches:
+        got = lengths.tolist() if allowed else f"{lengths.dtype} {tuple(lengths.shape)}"
+        raise ValueError(
+            f"`num_prefix_patches` must be 0 to {num_patches}, one whole number or ({batch},) of "
+            f"them, got {got}."
+        )
+    return lengths.expand(batch)
+
+
+def newest_tokens(tokens: Tensor, padding: Tensor | None) -> Tensor:
+    """What each patch is predicted from, the last token with data before it: (B, 1 + N, D) -> (B,
+    N, D).
+    """
+    if padding is not None:
+        is_data = with_cls(~padding)  # (B, 1 + N)
+        places = torch.arange(is_data.shape[1], device=is_data.device) * is_data
+        tokens = gather_tokens(tokens, places.cummax(dim=1).values)
+    return tokens[:, :-1]
 
 
 class NextPatchGeneration:
@@ -103,4 +136,4 @@ class NextPatchGeneration:
             prefix = torch.full((len(tokens),), num_prefix, device=tokens.device)
         mask = make_attention_mask(self.config, tokens, None, is_causal=True, num_prefix=prefix)
         hidden, _, _ = self.vit.layers(tokens, mask, is_causal=True, cache=cache)
-        return self.next_patch_head(self.vit.layernorm(hidden[:, -1:]))[:, 0].float()
+        return self.next_patch_head(self.vit.layernorm(hidden[:, -1:]))[:, 0]
