@@ -1,4 +1,4 @@
-"""The random crop keeps to its ranges, and the transforms to uint8 and the asked size."""
+"""The random crop keeps to its ranges, the transforms to uint8 and the size, maps to images."""
 
 import io
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from hf_vitmae.data.augment import EvalTransform, TrainTransform
-from hf_vitmae.data.decode import decode
+from hf_vitmae.data.decode import decode, decode_label_map
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 
 
@@ -75,6 +75,46 @@ def test_half_of_the_images_are_flipped():
     assert 450 < flips < 550
 
 
+def test_the_box_is_drawn_first_and_then_the_flip():
+    """The order of the draws: another one would change every run that is resumed."""
+    transform, image = TrainTransform((16, 24)), random_image(3, 50, 40)
+    for seed in range(8):
+        generator = rng(seed)
+        top, left, height, width = transform.crop_box(50, 40, generator)
+        crop = image[:, top : top + height, left : left + width]
+        crop = F.interpolate(crop[None], (16, 24), mode="bicubic", antialias=True)[0]
+        expected = crop.flip(-1) if generator.random() < 0.5 else crop
+        assert torch.equal(transform(image, rng(seed)), expected)
+
+
+def coordinates(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An image whose two channels are row and column, and a map of ids that say both."""
+    rows = torch.arange(height)[:, None].expand(height, width)
+    columns = torch.arange(width).expand(height, width)
+    return torch.stack([rows, columns]).to(torch.uint8), rows * 1000 + columns
+
+
+@pytest.mark.parametrize("image_size", [(32, 32), (24, 48), (200, 160)])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_label_map_is_cut_flipped_and_resized_as_its_image(image_size, seed):
+    image, label_map = coordinates(150, 120)
+    transform = TrainTransform(image_size, num_channels=2)
+    cut, ids = transform.with_label_map(image, label_map, rng(seed))
+    assert torch.equal(cut, transform(image, rng(seed)))  # the image as it is without a map
+    assert ids.shape == image_size and ids.dtype == torch.int64
+    assert set(ids.flatten().tolist()) <= set(label_map.flatten().tolist())  # nothing in between
+    inside = (slice(3, -3), slice(3, -3))  # at the edge a resize has fewer pixels to weigh
+    for channel, there in zip(cut, (ids // 1000, ids % 1000), strict=True):
+        assert (channel[inside].long() - there[inside]).abs().max() <= 1
+
+
+def test_ids_beyond_a_byte_stay_exact():
+    transform, generator = TrainTransform((8, 8)), rng()
+    label_map = torch.full((20, 20), 65_535)
+    _, ids = transform.with_label_map(random_image(3, 20, 20), label_map, generator)
+    assert (ids == 65_535).all()
+
+
 def test_memory_layout_does_not_change_a_pixel():
     image, transform = random_image(3, 50, 40), TrainTransform((16, 16))
     channels_last = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -89,12 +129,17 @@ class Corner:
     def resize_and_crop(self, image: torch.Tensor) -> torch.Tensor:
         return image[:, :2, :2]
 
+    def resize_and_crop_map(self, label_map: torch.Tensor) -> torch.Tensor:
+        return label_map[:2, :2]
+
 
 def test_evaluation_is_the_processors_own_resize():
     transform, image = EvalTransform(Corner()), random_image(4, 5, 5)
     assert transform.num_channels == 4
     assert torch.equal(transform(image, rng()), image[:, :2, :2])
     assert torch.equal(transform(image), image[:, :2, :2])
+    cut, ids = transform.with_label_map(image, image[0].long(), rng())
+    assert torch.equal(cut, image[:, :2, :2]) and torch.equal(ids, image[0, :2, :2].long())
 
 
 @pytest.mark.parametrize(
@@ -126,3 +171,17 @@ def test_evaluation_sees_the_pixels_that_inference_sees(mode, num_channels):
     ours = EvalTransform(processor)(decode(buffer.getvalue(), num_channels))
     theirs = processor(picture, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(processor.normalize(ours), theirs)
+
+
+@pytest.mark.parametrize("do_center_crop", [True, False])
+def test_evaluation_sees_the_label_maps_that_inference_sees(do_center_crop):
+    processor = VitMaeImageProcessor(size=(32, 48), patch_size=8, do_center_crop=do_center_crop)
+    image = random_image(3, 40, 70)
+    label_map = Image.fromarray(image[0].numpy())
+    buffer = io.BytesIO()
+    label_map.save(buffer, "PNG")
+    ids = decode_label_map(buffer.getvalue())
+    ours, our_ids = EvalTransform(processor).with_label_map(image, ids)
+    theirs = processor(image, segmentation_maps=label_map, return_tensors="pt")
+    assert torch.equal(processor.normalize(ours), theirs["pixel_values"][0])
+    assert torch.equal(our_ids, theirs["labels"][0])

@@ -1,4 +1,4 @@
-"""Bytes of every kind of file become the pixels that a person would see."""
+"""Bytes of every kind become the pixels that a person would see, or the class ids of a map."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_vitmae.data.decode import decode
+from hf_vitmae.data.decode import decode, decode_label_map
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -123,3 +123,54 @@ def test_a_decompression_bomb_is_an_error(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # above: Pillow only warns
     with pytest.raises(ValueError, match="cannot be decoded: .*exceeds limit of 300 pixels"):
         decode(encoded, 3)
+
+
+# Label maps
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "dtype", "most"),
+    [
+        ("L", "PNG", np.uint8, 255),
+        ("P", "PNG", np.uint8, 255),
+        ("I;16", "PNG", np.uint16, 65535),
+        ("I;16", "TIFF", np.uint16, 65535),
+        ("I", "TIFF", np.int32, 100_000),
+    ],
+)
+def test_a_label_map_is_its_values_whatever_they_look_like(mode, format, dtype, most):
+    ids = np.random.default_rng(0).integers(0, most, (5, 7), endpoint=True).astype(dtype)
+    ids[0, :2] = 0, most
+    picture = Image.fromarray(ids, mode="P") if mode == "P" else Image.fromarray(ids)
+    if mode == "P":
+        picture.putpalette(random_pixels(768).tobytes())
+    assert picture.mode == mode
+    decoded = decode_label_map(encode(picture, format))
+    assert decoded.dtype == torch.int64 and np.array_equal(decoded.numpy(), ids)
+
+
+def test_a_one_bit_label_map_has_the_classes_0_and_1():
+    picture = Image.new("1", (3, 2))
+    picture.putpixel((2, 1), 1)
+    assert decode_label_map(encode(picture)).tolist() == [[0, 0, 0], [0, 0, 1]]
+
+
+def test_a_label_map_is_turned_by_its_own_exif():
+    ids, exif = random_pixels(8, 16), Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    decoded = decode_label_map(encode(Image.fromarray(ids), exif=exif))
+    assert np.array_equal(decoded.numpy(), np.rot90(ids, -1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
+def test_colours_are_no_label_map(mode):
+    encoded = encode(Image.new(mode, (2, 2)), "TIFF")
+    line = rf"^a\.png holds colours or fractions \(mode {mode}\), not class ids; save one id for"
+    with pytest.raises(ValueError, match=line) as caught:
+        decode_label_map(encoded, "a.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_label_map_is_named():
+    with pytest.raises(ValueError, match=r"^a\.png cannot be decoded: it is not an image"):
+        decode_label_map(b"junk", "a.png")

@@ -34,21 +34,47 @@ class Resize:
     def resize_and_crop(self, image):
         return F.interpolate(image[None], size=(8, 6), mode="bicubic", antialias=True)[0]
 
+    def resize_and_crop_map(self, label_map):
+        return label_map[:8, :6]
+
+
+def encode(pixels: np.ndarray) -> dict:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def random_pixels() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    shapes = [(9 + i, 12, 3) for i in range(NUM_IMAGES)]
+    return [generator.integers(0, 256, shape, dtype=np.uint8) for shape in shapes]
+
 
 def make_source(labelled: bool = True, broken: int | None = None) -> ImageSource:
     """Images of random pixels; image `broken` cannot be decoded."""
-    generator, images = np.random.default_rng(0), []
-    for i in range(NUM_IMAGES):
-        buffer = io.BytesIO()
-        pixels = generator.integers(0, 256, (9 + i, 12, 3), dtype=np.uint8)
-        PillowImage.fromarray(pixels).save(buffer, "PNG")
-        images.append({"bytes": b"junk" if i == broken else buffer.getvalue(), "path": None})
+    images = [encode(pixels) for pixels in random_pixels()]
+    if broken is not None:
+        images[broken]["bytes"] = b"junk"
     columns: dict = {"image": images}
     features: dict = {"image": Image()}
     if labelled:
         columns["label"] = [i % 3 for i in range(NUM_IMAGES)]
         features["label"] = ClassLabel(names=["a", "b", "c"])
     return open_source(Dataset.from_dict(columns, features=Features(features)))
+
+
+def make_mapped_source(**maps: np.ndarray) -> ImageSource:
+    """The same images with label maps, which are their red channel; `map_<i>` is another one."""
+    pixels = random_pixels()
+    columns = {
+        "image": [encode(image) for image in pixels],
+        "label_map": [
+            encode(maps.get(f"map_{i}", np.ascontiguousarray(image[..., 0])))
+            for i, image in enumerate(pixels)
+        ],
+    }
+    features = Features(image=Image(), label_map=Image())
+    return open_source(Dataset.from_dict(columns, features=features), use_label_maps=True)
 
 
 def take(num_batches: int, source: ImageSource, **options) -> list[dict]:
@@ -164,6 +190,65 @@ def test_evaluation_noise_is_fixed_for_each_image(source):
     large, small = evaluate(source, batch_size=11)[0], evaluate(source, batch_size=2)
     assert torch.equal(large["noise"], torch.cat([batch["noise"] for batch in small]))
     assert not torch.equal(large["noise"], evaluate(source, batch_size=11, seed=6)[0]["noise"])
+
+
+# Label maps
+
+
+@pytest.fixture(scope="module")
+def mapped() -> ImageSource:
+    return make_mapped_source()
+
+
+def test_a_batch_holds_the_label_maps_and_the_images_as_they_are_without(mapped, stream):
+    batches = take(8, mapped)
+    assert batches[0].keys() == {"pixel_values", "labels", "noise"}
+    assert batches[0]["labels"].shape == (4, 8, 6) and batches[0]["labels"].dtype == torch.int64
+    for ours, plain in zip(batches, stream, strict=True):
+        assert torch.equal(ours["pixel_values"], plain["pixel_values"])
+        assert torch.equal(ours["noise"], plain["noise"])
+
+
+def test_label_maps_are_cut_like_the_images_of_their_places(mapped):
+    order, pixels = permutation(5, 0, NUM_IMAGES), random_pixels()
+    labels = torch.cat([batch["labels"] for batch in take(2, mapped)])
+    for slot in range(8):
+        generator = random_stream(Stream.TRAIN, 5, epoch=0, slot=slot)
+        generator.random(7, dtype=np.float32)  # the noise comes first
+        image = torch.from_numpy(pixels[order[slot]]).permute(2, 0, 1)
+        _, expected = TRANSFORM.with_label_map(image, image[0].long(), generator)
+        assert torch.equal(labels[slot], expected)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_label_maps_are_equal_for_any_workers_and_any_start(mapped, num_workers):
+    taken = take(3, mapped, num_workers=num_workers, start_step=5)
+    assert_equal(taken, take(8, mapped)[5:])
+
+
+def test_evaluation_shows_the_label_map_of_every_image_in_order(mapped):
+    batches = evaluate(mapped, num_workers=1)
+    labels = torch.cat([batch["labels"][batch["valid"]] for batch in batches])
+    expected = [torch.from_numpy(pixels[:8, :6, 0]).long() for pixels in random_pixels()]
+    assert torch.equal(labels, torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("label_map", "line"),
+    [
+        (np.zeros((15, 13), np.uint8), r"has 15x12 pixels .* and its label map 15x13; save"),
+        (np.zeros((12, 15), np.uint8), r"has 15x12 pixels .* and its label map 12x15; save"),
+        (
+            np.zeros((15, 12, 3), np.uint8),
+            r"label map of The Dataset/train\[6\] holds colours .*\(mode RGB\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_label_map_that_does_not_fit_is_one_clean_line(label_map, line, num_workers):
+    with pytest.raises(ValueError, match=line) as caught:
+        take(8, make_mapped_source(map_6=label_map), num_workers=num_workers)
+    assert "\n" not in str(caught.value) and "The Dataset/train[6]" in str(caught.value)
 
 
 # Errors and ends

@@ -1,4 +1,4 @@
-"""Accuracy without the network, without files, and without credit for saying nothing."""
+"""Accuracy and IoU without the network, without files, and without credit for saying nothing."""
 
 from pathlib import Path
 
@@ -7,8 +7,18 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from hf_vitmae.training.metrics import TopKAccuracy, compute_metrics, top_k_accuracy
+from hf_vitmae.training.metrics import (
+    MeanIoU,
+    TopKAccuracy,
+    compute_metrics,
+    confusion_matrix,
+    iou_from_confusion,
+    top_k_accuracy,
+)
 
+# Of the four classes the last is nowhere, and 2 only predicted; one pixel is ignored.
+PREDICTIONS = torch.tensor([[[0, 0, 1], [1, 1, 2]]])
+REFERENCES = torch.tensor([[[0, 0, 0], [1, 1, 255]]])
 LOGITS = np.array([[3, 2, 1, 0], [0, 3, 2, 1], [0, 1, 2, 3]], dtype=np.float32)
 
 
@@ -49,6 +59,7 @@ def test_no_file_is_written(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     TopKAccuracy().compute(predictions=LOGITS, references=[0, 2, 0])
+    MeanIoU(4).compute(predictions=PREDICTIONS, references=REFERENCES)
     assert not list(tmp_path.iterdir())
 
 
@@ -62,3 +73,109 @@ def test_compute_metrics_takes_what_the_trainer_gives():
 def test_k_below_one_is_refused():
     with pytest.raises(ValueError, match="k is 0"):
         TopKAccuracy(k=0)
+
+
+# Segmentation
+
+
+def random_maps(seed: int, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and references of 5 classes, some of these ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    predictions = torch.randint(5, shape, generator=generator)
+    references = torch.randint(6, shape, generator=generator)
+    return predictions, references.masked_fill(references == 5, 255)
+
+
+def test_the_confusion_matrix_by_hand():
+    matrix = confusion_matrix(PREDICTIONS, REFERENCES, 4)
+    assert matrix.tolist() == [[2, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert matrix.dtype == torch.int64
+    with_two = confusion_matrix(PREDICTIONS, REFERENCES.where(REFERENCES != 255, 0), 4)
+    assert with_two[0].tolist() == [2, 1, 1, 0]
+
+
+def test_the_scores_by_hand():
+    references = REFERENCES.where(REFERENCES != 255, 0)
+    scores = iou_from_confusion(confusion_matrix(PREDICTIONS, references, 4))
+    assert scores["per_class_iou"] == pytest.approx([2 / 4, 2 / 3, 0, np.nan], nan_ok=True)
+    assert scores["mean_iou"] == pytest.approx((2 / 4 + 2 / 3 + 0) / 3)
+    assert scores["mean_accuracy"] == pytest.approx((2 / 4 + 2 / 2) / 2)
+    assert scores["pixel_accuracy"] == pytest.approx(4 / 6)
+
+
+def test_the_scores_agree_with_sets_of_pixels():
+    predictions, references = random_maps(0, 3, 20, 30)
+    scores = iou_from_confusion(confusion_matrix(predictions, references, 5))
+    counted = references != 255
+    hits = [counted & (predictions == c) & (references == c) for c in range(5)]
+    either = [counted & ((predictions == c) | (references == c)) for c in range(5)]
+    ious = [(h.sum() / e.sum()).item() for h, e in zip(hits, either, strict=True)]
+    assert scores["per_class_iou"] == pytest.approx(ious)
+    assert scores["mean_iou"] == pytest.approx(sum(ious) / 5)
+
+
+def test_matrices_of_parts_add_up_and_arrays_count_like_tensors():
+    predictions, references = random_maps(1, 4, 10, 10)
+    whole = confusion_matrix(predictions, references, 5)
+    first, last = (confusion_matrix(predictions[s], references[s], 5) for s in ([0, 1, 2], [3]))
+    assert torch.equal(first + last, whole)
+    small = predictions.to(torch.uint8).numpy(), references.to(torch.uint8).numpy()
+    assert torch.equal(confusion_matrix(*small, 5), whole)
+
+
+def test_counts_beyond_single_precision_are_exact():
+    matrix = torch.tensor([[2**24, 1], [0, 2**24]])  # 2**24 + 1 is no float32
+    assert 0 < 1 - iou_from_confusion(matrix)["pixel_accuracy"] < 1e-7
+
+
+def test_the_ignore_index_can_be_another():
+    matrix = confusion_matrix(PREDICTIONS, REFERENCES.where(REFERENCES != 255, -100), 4, -100)
+    assert torch.equal(matrix, confusion_matrix(PREDICTIONS, REFERENCES, 4))
+
+
+def test_where_nothing_counts_the_scores_are_nan():
+    matrix = confusion_matrix(PREDICTIONS, torch.full_like(REFERENCES, 255), 4)
+    assert matrix.sum() == 0 and matrix.shape == (4, 4)
+    scores = iou_from_confusion(matrix)
+    assert np.isnan([scores["mean_iou"], scores["mean_accuracy"], scores["pixel_accuracy"]]).all()
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "line"),
+    [
+        ([0, 1], [0, 4], "A reference is class 4, which is none of the 4 classes from 0 on"),
+        ([0, 1], [-1, 255], "A reference is class -1"),
+        ([0, 4], [0, 1], "A prediction is class 4"),
+        ([0, -1], [0, 1], "A prediction is class -1"),
+        ([0, 1, 2], [0, 1], r"shape \(3,\) and references of shape \(2,\) do not match"),
+    ],
+)
+def test_maps_that_cannot_be_compared_are_refused_in_one_line(predictions, references, line):
+    with pytest.raises(ValueError, match=line) as caught:
+        confusion_matrix(torch.tensor(predictions), torch.tensor(references), 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_predicted_where_nothing_counts_does_not_matter():
+    predictions = PREDICTIONS.where(REFERENCES != 255, 99)
+    expected = confusion_matrix(PREDICTIONS, REFERENCES, 4)
+    assert torch.equal(confusion_matrix(predictions, REFERENCES, 4), expected)
+
+
+def test_mean_iou_adds_up_maps_of_any_sizes_and_starts_afresh_after_compute():
+    batch, single = random_maps(2, 3, 8, 9), random_maps(3, 5, 4)
+    metric = MeanIoU(5)
+    metric.add_batch(predictions=batch[0], references=batch[1])
+    metric.add_batch(predictions=[single[0].numpy()], references=[single[1].numpy()])
+    both = confusion_matrix(*batch, 5) + confusion_matrix(*single, 5)
+    assert metric.compute() == iou_from_confusion(both)
+    again = metric.compute(predictions=batch[0].tolist(), references=batch[1].tolist())
+    assert again == iou_from_confusion(confusion_matrix(*batch, 5))
+
+
+def test_mean_iou_keeps_to_its_options():
+    references = REFERENCES.where(REFERENCES != 255, 9)
+    scores = MeanIoU(4, ignore_index=9).compute(predictions=PREDICTIONS, references=references)
+    assert scores is not None and scores["mean_iou"] == pytest.approx((2 / 3 + 2 / 3) / 2)
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        MeanIoU(0)

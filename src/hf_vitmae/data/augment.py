@@ -1,17 +1,19 @@
 """From a decoded image to the model's size: at random in training, always alike in evaluation.
 
 Both are called as `transform(image, generator)` on uint8 tensors and stay in uint8; normalisation
-happens on the device. The random resized crop is that of MAE pretraining (arXiv:2111.06377,
-appendix A).
+happens on the device. `with_label_map` does the same to an image and the class ids of its pixels.
+The random resized crop is that of MAE pretraining (arXiv:2111.06377, appendix A).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
+
+from hf_vitmae.models.resizing import resize_nearest
 
 CROP_ATTEMPTS = 10  # then the largest allowed crop in the centre
 
@@ -24,13 +26,36 @@ class Transform(Protocol):
 
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor: ...
 
+    def with_label_map(
+        self, image: Tensor, label_map: Tensor, generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """An image and its map: uint8 (C, H, W), int64 (H, W) -> (C, H', W'), (H', W')."""
+        ...
+
 
 class Geometry(Protocol):
     """What `EvalTransform` asks of an image processor."""
 
     num_channels: int
 
-    def resize_and_crop(self, image: Tensor) -> Tensor: ...
+    def resize_and_crop(self, image: Tensor, /) -> Tensor: ...
+
+    def resize_and_crop_map(self, label_map: Tensor, /) -> Tensor: ...
+
+
+class _Cut(NamedTuple):
+    """What is drawn for one training image: a box in pixels, and whether to flip what is in it."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    is_flipped: bool
+
+    def of(self, image: Tensor) -> Tensor:
+        """The pixels in the box, not yet flipped: (..., H, W) -> (..., height, width)."""
+        rows = slice(self.top, self.top + self.height)
+        return image[..., rows, self.left : self.left + self.width]
 
 
 @dataclass(frozen=True)
@@ -62,10 +87,18 @@ class TrainTransform:
 
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         """Transform one image: uint8 (C, H, W) -> uint8 (C, *image_size)."""
-        top, left, height, width = self.crop_box(image.shape[1], image.shape[2], generator)
-        crop = image[:, top : top + height, left : left + width]
-        crop = F.interpolate(crop[None], size=self.image_size, mode="bicubic", antialias=True)[0]
-        return crop.flip(-1) if generator.random() < self.horizontal_flip else crop
+        return self._cut_image(image, self._draw(image, generator))
+
+    def with_label_map(
+        self, image: Tensor, label_map: Tensor, generator: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """An image as `__call__` makes it, and the class ids of its pixels, exactly as they are.
+
+        uint8 (C, H, W) and int64 (H, W) -> uint8 (C, *image_size) and int64 (*image_size).
+        """
+        cut = self._draw(image, generator)
+        crop = resize_nearest(cut.of(label_map), self.image_size)  # (H', W')
+        return self._cut_image(image, cut), crop.flip(-1) if cut.is_flipped else crop
 
     def crop_box(
         self, height: int, width: int, generator: np.random.Generator
@@ -83,6 +116,15 @@ class TrainTransform:
                 return top, left, crop_height, crop_width
         return _largest_center_box(height, width, low, high)
 
+    def _draw(self, image: Tensor, generator: np.random.Generator) -> _Cut:
+        box = self.crop_box(image.shape[1], image.shape[2], generator)
+        return _Cut(*box, is_flipped=generator.random() < self.horizontal_flip)
+
+    def _cut_image(self, image: Tensor, cut: _Cut) -> Tensor:
+        crop = cut.of(image)[None]
+        crop = F.interpolate(crop, size=self.image_size, mode="bicubic", antialias=True)[0]
+        return crop.flip(-1) if cut.is_flipped else crop
+
 
 @dataclass(frozen=True)
 class EvalTransform:
@@ -98,6 +140,12 @@ class EvalTransform:
     def __call__(self, image: Tensor, generator: np.random.Generator | None = None) -> Tensor:
         """Transform one image: uint8 (C, H, W) -> uint8 (C, H', W'); the generator is not used."""
         return self.processor.resize_and_crop(image)
+
+    def with_label_map(
+        self, image: Tensor, label_map: Tensor, generator: np.random.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """An image and its map: uint8 (C, H, W), int64 (H, W) -> (C, H', W'), (H', W')."""
+        return self.processor.resize_and_crop(image), self.processor.resize_and_crop_map(label_map)
 
 
 def _largest_center_box(

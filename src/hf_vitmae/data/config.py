@@ -15,7 +15,7 @@ class DataConfig:
     """
 
     source: str = "emoji"
-    """`emoji`, a folder of images, a parquet file or glob, or a Hub id (`user/name[:config]`)."""
+    """`emoji`, `shapes`, a folder of images, parquet file or glob, Hub id (`user/name:config`)."""
     split: str = "train"
     """Split to train on."""
     eval_split: str | None = None
@@ -26,6 +26,8 @@ class DataConfig:
     """Column that holds the images; found by type and name when left out."""
     label_column: str | None = None
     """Column that holds the labels; found by type and name when left out."""
+    label_map_column: str | None = None
+    """Column that holds the label maps of segmentation; found by name when left out."""
     samples_per_class: int | None = None
     """Train on only so many labelled images of each class, drawn by the seed."""
     num_workers: int = 2

@@ -1,12 +1,14 @@
-"""Encoded bytes of an image to a uint8 tensor, by Pillow and the rules of `models.pictures`."""
+"""Encoded bytes to tensors, by Pillow: images as in `models.pictures`, label maps as class ids."""
 
 import io
 import warnings
+from collections.abc import Callable
 
 from PIL import Image
 from torch import Tensor
 
 from hf_vitmae.models.pictures import UnfitPicture, picture_to_tensor
+from hf_vitmae.models.segmentation_maps import class_ids
 
 
 def decode(encoded: bytes, num_channels: int, name: str = "The image") -> Tensor:
@@ -20,11 +22,38 @@ def decode(encoded: bytes, num_channels: int, name: str = "The image") -> Tensor
         ValueError: if the image cannot be decoded, is too large to be trusted, holds 32-bit values,
             or does not have the bands that `num_channels` asks for.
     """
+    return _decode(encoded, lambda picture: picture_to_tensor(picture, num_channels), name)
+
+
+def decode_label_map(encoded: bytes, name: str = "The label map") -> Tensor:
+    """Decode one label map, the class of every pixel: bytes -> int64 (H, W).
+
+    Class ids are the values of a gray picture, of 1 to 32 bits, or the indices of a palette.
+
+    Args:
+        name: what an error calls the map.
+
+    Raises:
+        ValueError: if the map cannot be decoded or holds colours, transparency or floats.
+    """
+    return _decode(encoded, _class_ids, name)
+
+
+def _class_ids(picture: Image.Image) -> Tensor:
+    if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
+        raise UnfitPicture(
+            f"holds colours or fractions (mode {picture.mode}), not class ids; save one id for "
+            "each pixel, as 8-bit or 16-bit gray (L, I;16) or as palette indices (P)."
+        )
+    return class_ids(picture)
+
+
+def _decode(encoded: bytes, read: Callable[[Image.Image], Tensor], name: str) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF or padding: the pixels are what counts
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return picture_to_tensor(Image.open(io.BytesIO(encoded)), num_channels)
+            return read(Image.open(io.BytesIO(encoded)))
     except UnfitPicture as error:
         raise ValueError(f"{name} {error}") from error
     except Exception as error:  # Pillow's readers raise of every kind on damaged files

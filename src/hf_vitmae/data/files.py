@@ -10,6 +10,7 @@ import glob
 import os
 import re
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm".split()
@@ -19,6 +20,14 @@ TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "dev", "test", "testing")  # in order of preference
 _SPLIT_NAMES = TRAIN_NAMES + EVAL_NAMES
 _SPLIT_WORD = re.compile(rf"({'|'.join(_SPLIT_NAMES)})(?![a-z0-9])", re.IGNORECASE)
+
+
+class ImageFile(NamedTuple):
+    """A file that holds an image, or the label map of one (see `label_maps`)."""
+
+    path: str  # from the folder that was listed
+    place: str  # where below its split, with `images`, `annotations` and the like left out
+    is_label_map: bool = False
 
 
 def list_files(folder: Path, suffixes: frozenset[str]) -> list[str]:
@@ -35,8 +44,8 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> list[str]:
     return sorted(found)
 
 
-def image_splits(folder: Path, files: list[str]) -> dict[str, tuple[Path, list[str]]]:
-    """Group a folder's images by the sub-folders that are splits: {split: (root, files from root)}.
+def image_splits(folder: Path, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
+    """Group a folder's images by the sub-folders that are splits, which their places then lack.
 
     The sub-folders are splits if one is called `train`, or if all have names of splits; else all is
     `train`.
@@ -44,13 +53,11 @@ def image_splits(folder: Path, files: list[str]) -> dict[str, tuple[Path, list[s
     Raises:
         ValueError: if there are splits and also an image in none of them.
     """
-    splits = _group(folder, files, [_first_folder(file) for file in files])
+    keys = [_first_folder(file.place) for file in files]
+    splits = _group(folder, [file.path for file in files], keys)
     if splits is None:
-        return {TRAIN_NAMES[0]: (folder, files)}
-    return {
-        name: (folder / name, [file.partition("/")[2] for file in inside])
-        for name, inside in splits.items()
-    }
+        return {TRAIN_NAMES[0]: files}
+    return {name: [_below_split(files[i]) for i in inside] for name, inside in splits.items()}
 
 
 def parquet_splits(folder: Path, files: list[str]) -> dict[str, list[str]]:
@@ -59,7 +66,10 @@ def parquet_splits(folder: Path, files: list[str]) -> dict[str, list[str]]:
     Raises:
         ValueError: if there are splits and also a file in none of them.
     """
-    return _group(folder, files, [_split_word(file) for file in files]) or {TRAIN_NAMES[0]: files}
+    splits = _group(folder, files, [_split_word(file) for file in files])
+    if splits is None:
+        return {TRAIN_NAMES[0]: files}
+    return {name: [files[i] for i in inside] for name, inside in splits.items()}
 
 
 def class_folders(files: list[str]) -> list[str] | None:
@@ -95,6 +105,10 @@ def _leads_back(parent: str, name: str) -> bool:
     return path.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
+def _below_split(file: ImageFile) -> ImageFile:
+    return file._replace(place=file.place.partition("/")[2])
+
+
 def _first_folder(file: str) -> str | None:
     parts = PurePosixPath(file).parts
     return parts[0] if len(parts) > 1 else None
@@ -106,18 +120,18 @@ def _split_word(file: str) -> str | None:
     return next((match[1].lower() for match in matches if match), None)
 
 
-def _group(folder: Path, files: list[str], keys: list[str | None]) -> dict[str, list[str]] | None:
-    """Files by key, if the keys are names of splits; None if they are not."""
+def _group(folder: Path, files: list[str], keys: list[str | None]) -> dict[str, list[int]] | None:
+    """Positions of the files by key, if the keys are names of splits; None if they are not."""
     names = {key.lower() for key in keys if key is not None}
     all_are_splits = bool(names) and None not in keys and names <= set(_SPLIT_NAMES)
     if names.isdisjoint(TRAIN_NAMES) and not all_are_splits:
         return None
-    splits: dict[str, list[str]] = {}
-    for file, key in zip(files, keys, strict=True):
+    splits: dict[str, list[int]] = {}
+    for position, (file, key) in enumerate(zip(files, keys, strict=True)):
         if key is None:
             raise ValueError(
                 f"{folder} has the splits {', '.join(sorted(names))} and also {file!r}, which is "
                 "in none of them; move it into one, or name one split's folder as the source."
             )
-        splits.setdefault(key, []).append(file)
+        splits.setdefault(key, []).append(position)
     return splits

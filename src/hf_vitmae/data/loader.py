@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import Transform
-from .decode import decode
-from .image_source import ImageSource
+from .decode import decode, decode_label_map
+from .image_source import ImageSource, Record
 from .order import (
     Place,
     Stream,
@@ -46,15 +46,17 @@ def train_batches(
 ) -> Generator[Batch, None, None]:
     """The endless batches of one rank from `start_step` on.
 
-    A batch holds `pixel_values` uint8 (B, C, H, W), `labels` int64 (B,) if the source has labels,
-    and `noise` float32 (B, num_noise) in 0..1 if asked for. Closing the iterator ends its workers.
+    A batch holds `pixel_values` uint8 (B, C, H, W), `labels` int64 (B,) if the source has labels or
+    (B, H, W) if it has label maps, and `noise` float32 (B, num_noise) in 0..1 if asked for. Closing
+    the iterator ends its workers.
 
     Args:
         batch_size: samples per rank and step.
         start_step: steps of `batch_size * world_size` samples that lie before.
 
     Raises:
-        ValueError: if the source is empty, a number is out of range, or an image cannot be decoded.
+        ValueError: if the source is empty, a number is out of range, an image cannot be decoded, or
+            its label map is of another size.
         FileNotFoundError: if the file of an image is gone.
     """
     _check(source, seed, batch_size, num_workers)
@@ -107,6 +109,14 @@ class _Request(NamedTuple):
     valid: list[bool] | None = None
 
 
+class _Sample(NamedTuple):
+    """What belongs to one place: uint8 (C, H, W), int64 (H, W) or None, float32 (N,)."""
+
+    pixel_values: Tensor
+    label_map: Tensor | None
+    noise: np.ndarray
+
+
 @dataclass(frozen=True)
 class _Reader(Dataset[Batch | Exception]):
     """Turns a request into a batch; stateless, so that any worker may serve any request."""
@@ -127,24 +137,43 @@ class _Reader(Dataset[Batch | Exception]):
             return error
 
     def read(self, request: _Request) -> Batch:
-        pixel_values, noise = zip(*map(self.read_one, request.places), strict=True)
-        batch = {"pixel_values": torch.stack(pixel_values)}  # (B, C, H, W)
-        if self.source.labels is not None:
+        samples = [self.read_one(place) for place in request.places]
+        batch = {"pixel_values": torch.stack([s.pixel_values for s in samples])}  # (B, C, H, W)
+        maps = [s.label_map for s in samples if s.label_map is not None]
+        if maps:
+            batch["labels"] = torch.stack(maps)  # (B, H, W)
+        elif self.source.labels is not None:
             indices = [place.index for place in request.places]
             batch["labels"] = torch.from_numpy(self.source.labels[indices])
         if self.num_noise is not None:
-            batch["noise"] = torch.from_numpy(np.stack(noise))  # (B, N)
+            batch["noise"] = torch.from_numpy(np.stack([s.noise for s in samples]))  # (B, N)
         if request.valid is not None:
             batch["valid"] = torch.tensor(request.valid)
         return batch
 
-    def read_one(self, place: Place) -> tuple[Tensor, np.ndarray]:
-        """One image and its noise: uint8 (C, H, W), float32 (N,)."""
+    def read_one(self, place: Place) -> _Sample:
+        """One image with what belongs to it."""
         generator = random_stream(self.stream, self.seed, place.epoch, place.slot)
         noise = generator.random(self.num_noise or 0, dtype=np.float32)
         record = self.source[place.index]
         image = decode(record.encoded, self.transform.num_channels, record.name)
-        return self.transform(image, generator), noise
+        if record.label_map is None:
+            return _Sample(self.transform(image, generator), None, noise)
+        label_map = _decode_label_map(record, image)
+        return _Sample(*self.transform.with_label_map(image, label_map, generator), noise)
+
+
+def _decode_label_map(record: Record, image: Tensor) -> Tensor:
+    """The label map of an image (C, H, W), which must have its size: -> int64 (H, W)."""
+    assert record.label_map is not None
+    label_map = decode_label_map(record.label_map, f"The label map of {record.name}")
+    if label_map.shape != image.shape[1:]:
+        (height, width), (map_height, map_width) = image.shape[1:], label_map.shape
+        raise ValueError(
+            f"{record.name} has {height}x{width} pixels (height x width) and its label map "
+            f"{map_height}x{map_width}; save the map in the size of its image, upright like it."
+        )
+    return label_map
 
 
 def _load(

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     EVAL = 2
     HOLD_OUT = 3
     FEW_LABELS = 4
+    SHAPES = 5
 
 
 def random_stream(stream: Stream, seed: int, epoch: int = 0, slot: int = 0) -> np.random.Generator:

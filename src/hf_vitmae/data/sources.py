@@ -1,4 +1,4 @@
-"""Open images anywhere: the embedded set, folders, parquet, the Hub, `datasets` objects.
+"""Open images anywhere: the embedded sets, folders, parquet, the Hub, `datasets` objects.
 
 Each becomes a `datasets.Dataset` of encoded images per split; a split is opened when it is used.
 """
@@ -7,9 +7,10 @@ import glob
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -20,6 +21,7 @@ from .files import (
     EVAL_NAMES,
     IMAGE_SUFFIXES,
     TRAIN_NAMES,
+    ImageFile,
     class_folders,
     find_parquet,
     image_splits,
@@ -27,6 +29,8 @@ from .files import (
     parquet_splits,
 )
 from .image_source import ImageSource
+from .label_maps import match_label_maps, tell_label_maps
+from .shapes import SHAPE_CLASS_NAMES, SHAPE_SPLITS, shapes_dataset
 from .subsets import few_labels, hold_out
 
 EMOJI_FOLDER = Path(__file__).parent / "emoji"
@@ -38,32 +42,57 @@ Source = str | Path | Dataset | DatasetDict
 Splits = Mapping[str, Callable[[], Dataset]]
 
 
+class _Opened(NamedTuple):
+    """What to call a source, its splits, and the classes of its label maps where they are known."""
+
+    name: str
+    splits: Splits
+    map_class_names: tuple[str, ...] | None = None
+
+
 def open_source(
     source: Source,
     split: str = "train",
     *,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_map_column: str | None = None,
     use_labels: bool = True,
+    use_label_maps: bool = False,
 ) -> ImageSource:
     """Open one split of a source.
 
     Args:
-        source: `emoji`; a folder of images (flat or a folder per class); a parquet file, folder or
-            glob; a Hub id, `user/name` or `user/name:config`; a `Dataset` or `DatasetDict`.
+        source: `emoji`; `shapes`, which are drawn and have label maps; a folder of images (flat, a
+            folder per class, or folders `images` and `annotations` side by side, whose files have
+            the same names); a parquet file, folder or glob; a Hub id, `user/name` or
+            `user/name:config`; a `Dataset` or `DatasetDict`.
         split: its name; `val` finds `validation` and the like. What has no splits is all `train`.
         use_labels: False leaves labels unread, whatever state they are in.
+        use_label_maps: open each image's label map, the class of every pixel, not its label.
 
     Raises:
         FileNotFoundError: if there is nothing of that name, or no image in it.
-        ValueError: if the split or a column is missing, or some labels are missing.
+        ValueError: if the split or a column is missing, or some labels or label maps are missing.
     """
-    name, splits = _open_splits(source)
-    return _open_split(name, splits, split, image_column, label_column, use_labels)
+    read = partial(
+        ImageSource.from_dataset,
+        image_column=image_column,
+        label_column=label_column,
+        label_map_column=label_map_column,
+        use_labels=use_labels and not use_label_maps,
+        use_label_maps=use_label_maps,
+    )
+    return _open_split(_open_splits(source, use_label_maps), split, read)
 
 
 def open_train_and_eval(
-    config: DataConfig, seed: int, *, source: Source | None = None, use_labels: bool = True
+    config: DataConfig,
+    seed: int,
+    *,
+    source: Source | None = None,
+    use_labels: bool = True,
+    use_label_maps: bool = False,
 ) -> tuple[ImageSource, ImageSource | None]:
     """Open the images to train on and those to evaluate on, with the same class ids.
 
@@ -74,20 +103,28 @@ def open_train_and_eval(
     Args:
         source: opened in place of `config.source`: a `datasets` object, for use from Python.
         use_labels: False leaves labels unread, whatever state they are in.
+        use_label_maps: open each image's label map, the class of every pixel, not its label.
 
     Raises:
         FileNotFoundError: if there is nothing of that name, or no image in it.
-        ValueError: if a split, column or label is missing, or evaluation has classes of its own.
+        ValueError: if a split, column, label or label map is missing, or evaluation has classes of
+            its own.
     """
-    name, splits = _open_splits(config.source if source is None else source)
-    use_labels = use_labels or config.samples_per_class is not None
-    columns = (config.image_column, config.label_column, use_labels)
-    train = _open_split(name, splits, config.split, *columns)
+    opened = _open_splits(config.source if source is None else source, use_label_maps)
+    read = partial(
+        ImageSource.from_dataset,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        label_map_column=config.label_map_column,
+        use_labels=(use_labels and not use_label_maps) or config.samples_per_class is not None,
+        use_label_maps=use_label_maps,
+    )
+    train = _open_split(opened, config.split, read)
     evaluation = None
     if config.eval_share:
         train, evaluation = hold_out(train, config.eval_share, seed)
-    elif eval_split := config.eval_split or _usual_eval_split(splits, config.split):
-        evaluation = _open_split(name, splits, eval_split, *columns)
+    elif eval_split := config.eval_split or _usual_eval_split(opened.splits, config.split):
+        evaluation = _open_split(opened, eval_split, read)
         if train.class_names is None:
             evaluation = evaluation.without_labels()
         else:
@@ -98,24 +135,16 @@ def open_train_and_eval(
 
 
 def _open_split(
-    name: str,
-    splits: Splits,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    use_labels: bool,
+    opened: _Opened, split: str, read: Callable[[Dataset, str], ImageSource]
 ) -> ImageSource:
+    name, splits, map_class_names = opened
     found = _find_split(splits, split)
     if found is None:
         raise ValueError(f"{name} has no split {split!r}; its splits are: {', '.join(splits)}.")
     with _no_progress_bars():
-        return ImageSource.from_dataset(
-            splits[found](),
-            f"{name}/{found}",
-            image_column=image_column,
-            label_column=label_column,
-            use_labels=use_labels,
-        )
+        source = read(splits[found](), f"{name}/{found}")
+    has_maps = source.label_map_column is not None
+    return replace(source, map_class_names=map_class_names) if has_maps else source
 
 
 def _find_split(splits: Splits, asked: str) -> str | None:
@@ -131,26 +160,30 @@ def _usual_eval_split(splits: Splits, train_split: str) -> str | None:
     return next((split for split in found if split is not None and split != taken), None)
 
 
-def _open_splits(source: Source) -> tuple[str, Splits]:
-    """What to call a source, and its splits by name, each opened when called."""
+def _open_splits(source: Source, use_label_maps: bool) -> _Opened:
+    """Find the splits of a source; each is opened when called."""
     if isinstance(source, DatasetDict):
-        return "The DatasetDict", {str(name): partial(_same, d) for name, d in source.items()}
+        splits = {str(name): partial(_same, dataset) for name, dataset in source.items()}
+        return _Opened("The DatasetDict", splits)
     if isinstance(source, Dataset):
-        return "The Dataset", {TRAIN_NAMES[0]: partial(_same, source)}
+        return _Opened("The Dataset", {TRAIN_NAMES[0]: partial(_same, source)})
     if not isinstance(source, str | Path):
         raise ValueError(
             "A source is a name, a path, a datasets.Dataset or a DatasetDict, not "
             f"{type(source).__name__}; load a data set without streaming=True."
         )
-    return str(source), _open_named(str(source))
+    if source == "shapes":
+        splits = {split: partial(shapes_dataset, split) for split in SHAPE_SPLITS}
+        return _Opened("shapes", splits, SHAPE_CLASS_NAMES)
+    return _Opened(str(source), _open_named(str(source), use_label_maps))
 
 
-def _open_named(source: str) -> Splits:
+def _open_named(source: str, use_label_maps: bool) -> Splits:
     if source == "emoji":
-        return _open_folder(EMOJI_FOLDER)
+        return _open_folder(EMOJI_FOLDER, use_label_maps)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, use_label_maps)
     if path.is_file() and path.suffix.lower() != ".parquet":
         raise ValueError(
             f"{source} is neither a folder nor a .parquet file; name the folder of the images."
@@ -162,10 +195,11 @@ def _open_named(source: str) -> Splits:
     raise FileNotFoundError(f"There is no folder or file {source!r}; check the path.")
 
 
-def _open_folder(folder: Path) -> Splits:
-    if files := list_files(folder, IMAGE_SUFFIXES):
+def _open_folder(folder: Path, use_label_maps: bool) -> Splits:
+    if paths := list_files(folder, IMAGE_SUFFIXES):
+        files = [f for f in tell_label_maps(paths) if use_label_maps or not f.is_label_map]
         splits = image_splits(folder, files)
-        return {name: partial(_image_files, root, files) for name, (root, files) in splits.items()}
+        return {name: partial(_image_files, folder, inside) for name, inside in splits.items()}
     if tables := list_files(folder, frozenset({".parquet"})):
         return _open_parquet(folder, tables)
     raise FileNotFoundError(
@@ -174,11 +208,16 @@ def _open_folder(folder: Path) -> Splits:
     )
 
 
-def _image_files(root: Path, files: list[str]) -> Dataset:
-    """Paths of image files, and a label per class folder if every file lies in one."""
-    columns: dict[str, list] = {"image": [str(root / file) for file in files]}
+def _image_files(folder: Path, files: list[ImageFile]) -> Dataset:
+    """Paths of images and of their label maps, and a label per class folder if all lie in one."""
+    images = [file for file in files if not file.is_label_map]
+    columns: dict[str, list] = {"image": [str(folder / file.path) for file in images]}
     features: dict[str, Image | ClassLabel] = {"image": Image(decode=False)}
-    if classes := class_folders(files):
+    if maps := [file for file in files if file.is_label_map]:
+        matched = match_label_maps(folder, images, maps)
+        columns["label_map"] = [str(folder / path) for path in matched]
+        features["label_map"] = Image(decode=False)
+    if classes := class_folders([file.place for file in images]):
         names = sorted(set(classes))
         ids = {name: i for i, name in enumerate(names)}
         columns["label"] = [ids[name] for name in classes]

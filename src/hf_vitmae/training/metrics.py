@@ -1,14 +1,16 @@
-"""Classification accuracy as `evaluate` metrics that need no download, and for the HF `Trainer`.
+"""Accuracy and mean IoU as `evaluate` metrics that need no download, and for the HF `Trainer`.
 
 `evaluate.load("accuracy")` fetches code from the network; these classes are the code.
 """
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypedDict, cast
 
 import datasets
 import evaluate
 import numpy as np
+import torch
+from torch import Tensor
 from transformers import EvalPrediction
 
 
@@ -66,6 +68,104 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     tied_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
     rank = (above | tied_before).sum(axis=1)  # (B,)
     return float((rank < k).mean())
+
+
+class SegmentationScores(TypedDict):
+    """What `iou_from_confusion` finds; 0..1, or NaN where there is nothing to count."""
+
+    mean_iou: float
+    """Mean over the classes that are in predictions or references."""
+    mean_accuracy: float
+    """Share of a class's pixels that are found, mean over the classes that are in references."""
+    pixel_accuracy: float
+    """Share of the pixels whose class is right."""
+    per_class_iou: list[float]
+    """Intersection over union of every class; NaN where it is in neither."""
+
+
+class MeanIoU(evaluate.Metric):
+    """How well the classes of pixels are predicted: the `SegmentationScores` of class maps.
+
+    Takes class maps (B, H, W), or lists of maps (H, W) of any sizes, as `predictions` and
+    `references`, by `compute` at once or by `add_batch`. Everything stays in memory; for many large
+    maps sum up `confusion_matrix` instead.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; mean IoU needs 1 or more.")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        super().__init__(config_name=f"{num_classes}_classes", keep_in_memory=True, seed=0)
+
+    def _info(self) -> evaluate.MetricInfo:
+        class_map = datasets.List(datasets.List(datasets.Value("int64")))
+        return evaluate.MetricInfo(
+            description=f"Mean intersection over union of {self.num_classes} classes.",
+            citation="",
+            inputs_description="predictions and references: class maps (B, H, W).",
+            features=datasets.Features(predictions=class_map, references=class_map),
+        )
+
+    def _build_data_dir(self) -> str:
+        return ""  # as above
+
+    def _compute(self, predictions: Sequence, references: Sequence) -> SegmentationScores:
+        matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+        for predicted, true in zip(predictions, references, strict=True):
+            maps = np.asarray(predicted), np.asarray(true)
+            matrix += confusion_matrix(*maps, self.num_classes, self.ignore_index)
+        return iou_from_confusion(matrix)
+
+
+def confusion_matrix(
+    predictions: Tensor | np.ndarray,
+    references: Tensor | np.ndarray,
+    num_classes: int,
+    ignore_index: int = 255,
+) -> Tensor:
+    """Count pixels by class, rows true, columns predicted: -> int64 (classes, classes).
+
+    Matrices of parts add up to that of the whole.
+
+    Args:
+        predictions, references: class ids of one shape, (B, H, W) or any other.
+        ignore_index: pixels with this reference are not counted.
+
+    Raises:
+        ValueError: if the shapes differ, or a class that is counted is none of `num_classes`.
+    """
+    predictions, references = torch.as_tensor(predictions), torch.as_tensor(references)
+    if predictions.shape != references.shape:
+        raise ValueError(
+            f"Predictions of shape {tuple(predictions.shape)} and references of shape "
+            f"{tuple(references.shape)} do not match; bring them to one size."
+        )
+    counted = references != ignore_index
+    predicted, true = predictions[counted].long(), references[counted].long()  # (pixels,) each
+    for name, classes in {"prediction": predicted, "reference": true}.items():
+        unknown = classes[(classes < 0) | (classes >= num_classes)]
+        if unknown.numel():
+            raise ValueError(
+                f"A {name} is class {unknown[0].item()}, which is none of the {num_classes} "
+                "classes from 0 on; give the model as many as the data has, or mark what does not "
+                f"count as {ignore_index} in the references."
+            )
+    cells = torch.bincount(true * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def iou_from_confusion(matrix: Tensor) -> SegmentationScores:
+    """The scores of a confusion matrix (classes, classes), rows true, columns predicted."""
+    counts = matrix.cpu().double()
+    hits, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)  # (classes,)
+    iou = hits / (true + predicted - hits)  # 0 / 0 is NaN: the class is nowhere
+    return {
+        "mean_iou": iou.nanmean().item(),
+        "mean_accuracy": (hits / true).nanmean().item(),
+        "pixel_accuracy": (hits.sum() / counts.sum()).item(),
+        "per_class_iou": iou.tolist(),
+    }
 
 
 def compute_metrics(prediction: EvalPrediction | tuple) -> dict[str, float]:
