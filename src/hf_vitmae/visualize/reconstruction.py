@@ -22,11 +22,11 @@ from hf_vitmae.models.modes import evaluating
 from hf_vitmae.models.patches import (
     as_pair,
     denormalize_patches,
-    grid_size,
     patch_statistics,
     patchify,
     unpatchify,
 )
+from hf_vitmae.visualize.pictures import BATCH_SIZE, gray_out, paint_over, patch_grid, to_pictures
 
 Statistics = Literal["hidden", "visible"]
 
@@ -35,7 +35,6 @@ STATISTICS_NOTES = {
     "visible": "statistics interpolated from visible patches",
 }
 OWN_PIXELS_NOTE = "model's own pixels"
-BATCH_SIZE = 32  # images that the model sees at once
 # Visible patches weigh distance**-3 when statistics are interpolated. Of the powers 1, 2, 3, 4, 6
 # it is best, or within 3 % of it, at means and deviations of 64x64 emoji in patches of 4 and of 8.
 DISTANCE_POWER = 3
@@ -98,7 +97,7 @@ def reconstruct(
     _check_arguments(model, statistics)
     config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
     pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
-    grid = grid_size((pixel_values.shape[2], pixel_values.shape[3]), config.patch_pair)
+    grid = patch_grid(pixel_values, config)
     hidden = _hidden_patches(config, len(pixel_values), grid, mask_ratio, noise, mask, seed)
     predicted = _predict(model, pixel_values, hidden, interpolate_pos_encoding)  # (B, N, P)
     targets = pixel_targets(pixel_values, config.patch_pair, config.norm_pix_loss)  # (B, N, P)
@@ -109,8 +108,8 @@ def reconstruct(
         if statistics == "visible":
             mean, std = (_interpolate_hidden(values, hidden, grid) for values in (mean, std))
         predicted = denormalize_patches(predicted, mean, std)
-    inputs = _pictures(processor, pixel_values)
-    predictions = _pictures(processor, unpatchify(predicted, config.patch_pair, grid))
+    inputs = to_pictures(processor, pixel_values)
+    predictions = to_pictures(processor, unpatchify(predicted, config.patch_pair, grid))
     masks = hidden.unflatten(1, grid).numpy()  # (B, h, w)
     return [
         _compose(*parts, note) for parts in zip(inputs, predictions, masks, errors, strict=True)
@@ -220,22 +219,15 @@ def _interpolate_hidden(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -
     return torch.where(hidden, estimates, values[..., 0])[..., None]  # (B, N, 1)
 
 
-def _pictures(processor: VitMaeImageProcessor, pixel_values: Tensor) -> list[Image.Image]:
-    """Those channels that make a picture, gray or coloured: (B, C, H, W) -> B pictures."""
-    return processor.to_pil(pixel_values, channels=range(3 if pixel_values.shape[1] >= 3 else 1))
-
-
 def _compose(
     image: Image.Image, prediction: Image.Image, mask: np.ndarray, error: float, note: str
 ) -> Reconstruction:
     """Hide and paste on finished pictures, so that visible pixels are exactly the input's."""
-    hidden = Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST)
-    gray = Image.new(image.mode, image.size, "gray")
     return Reconstruction(
         input=image,
-        masked=Image.composite(gray, image, hidden),
+        masked=gray_out(image, mask),
         prediction=prediction,
-        pasted=Image.composite(prediction, image, hidden),
+        pasted=paint_over(image, prediction, mask),
         statistics=note,
         mask=mask,
         error=error,
