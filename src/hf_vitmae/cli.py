@@ -18,8 +18,8 @@ from typing import Any
 
 PROGRAM = "hf-vitmae"
 VERBS = {
-    "pretrain": "pretrain a masked autoencoder on images without labels",
-    "finetune": "fine-tune a pretrained model for classification",
+    "pretrain": "pretrain a model on images without labels",
+    "finetune": "fine-tune a pretrained model for classification or segmentation",
     "reconstruct": "draw what a model makes of images with hidden patches",
     "demo": "pretrain, look, fine-tune and load again on the embedded emoji, in minutes",
 }
@@ -53,10 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_verb(verb: str, rest: list[str]) -> None:
     """Parse the arguments of one verb and run its task; only what the verb needs is imported."""
-    task = importlib.import_module(f"hf_vitmae.tasks.{verb}")
     with _one_line_errors(verb):
         request = PARSERS[verb](f"{PROGRAM} {verb}", rest)
-    task.run(request)
+    importlib.import_module(type(request).__module__).run(request)  # a recipe lies beside its task
 
 
 def _parse_pretrain(program: str, rest: list[str]) -> Any:
@@ -66,9 +65,9 @@ def _parse_pretrain(program: str, rest: list[str]) -> Any:
 
 
 def _parse_finetune(program: str, rest: list[str]) -> Any:
-    from hf_vitmae.recipes import FINETUNE
+    from hf_vitmae.recipes import FINETUNE, SEGMENT
 
-    return _parse_recipe(FINETUNE, program, rest)
+    return _parse_recipe({**FINETUNE, **SEGMENT}, program, rest)
 
 
 def _parse_reconstruct(program: str, rest: list[str]) -> Any:

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from hf_vitmae.recipes import FINETUNE, PRETRAIN
+from hf_vitmae.recipes import FINETUNE, PRETRAIN, SEGMENT
 
 # arXiv:2010.11929, Table 1, and arXiv:2111.06377: width, layers, heads, MLP, patch.
 ENCODERS = {
@@ -53,6 +53,15 @@ def test_a_pretraining_recipe_makes_a_model_and_names_its_command(name: str) -> 
     assert f" {name}" in (inspect.getdoc(PRETRAIN[name]) or "").split("Run:")[1]
 
 
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("name", [*FINETUNE, *SEGMENT])
 def test_a_fine_tuning_recipe_names_its_command(name: str) -> None:
-    assert f" {name}" in (inspect.getdoc(FINETUNE[name]) or "").split("Run:")[1]
+    make = {**FINETUNE, **SEGMENT}[name]
+    assert f" {name}" in (inspect.getdoc(make) or "").split("Run:")[1]
+
+
+def test_masked_patch_prediction_has_the_papers_numbers() -> None:
+    recipe = PRETRAIN["masked-patch-base"]()
+    config, optim = recipe.model.to_config(), recipe.optim
+    assert (config.corruption_ratio, config.patch_target) == (0.5, "mean_color")
+    assert (optim.num_warmup_steps(1_000_000), optim.weight_decay) == (10_000, 0.0)
+    assert optim.base_lr * 4096 / 256 == pytest.approx(2e-4)  # the paper's rate, at its batch

@@ -57,13 +57,23 @@ def test_pretraining_beats_the_mean_of_what_is_visible(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["pretrain", "finetune"])
-def test_two_processes_train_as_one(task: str, pretrained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        ("pretrain", "smoke"),
+        ("pretrain", "smoke-masked-patch"),
+        ("finetune", "smoke"),
+        ("finetune", "smoke-segment"),
+    ],
+)
+def test_two_processes_train_as_one(
+    task: str, recipe: str, pretrained: Path, tmp_path: Path
+) -> None:
     extra = ["--model", str(pretrained)] if task == "finetune" else []
     records = {}
     for processes in (1, 2):
         run = tmp_path / f"{processes}"
-        command = [sys.executable, "-m", "hf_vitmae.cli", task, "smoke", *extra]
+        command = [sys.executable, "-m", "hf_vitmae.cli", task, recipe, *extra]
         command += ["--batch-size", str(8 // processes), "--output-dir", str(run)]
         command += ["--eval-images", "31"]
         with socket.socket() as free:
@@ -81,5 +91,5 @@ def test_two_processes_train_as_one(task: str, pretrained: Path, tmp_path: Path)
         assert [rank.wait(timeout=300) for rank in ranks] == [0] * processes
         records[processes] = read_metrics(run)
     for one, two in zip(records[1][1:], records[2][1:], strict=True):
-        for name in ("loss", "eval_loss", "eval_accuracy", "eval_images"):
+        for name in ("loss", "eval_loss", "eval_accuracy", "eval_mean_iou", "eval_images"):
             assert one.get(name) == pytest.approx(two.get(name), abs=1e-6), name

@@ -57,6 +57,8 @@ class LoadsAnyGeometry:
         fields = (*GEOMETRY, *_STATISTICS)
         asked = {} if config is None else {field: getattr(config, field) for field in fields}
         asked |= {field: kwargs[field] for field in fields if field in kwargs}
+        if config is None:
+            stored.with_fields(**asked)  # refuses what makes no model before weights are read
         if not any(_differs(stored, asked, field) for field in GEOMETRY):
             return load(name, *model_args, **loading, **kwargs)
 

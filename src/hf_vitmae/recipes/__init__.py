@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from hf_vitmae.recipes import finetune, mae
+from hf_vitmae.recipes import finetune, mae, objectives, segment
 from hf_vitmae.tasks.finetune import FinetuneRecipe
 from hf_vitmae.tasks.pretrain import PretrainRecipe
+from hf_vitmae.tasks.segment import SegmentRecipe
 
 PRETRAIN: dict[str, Callable[[], PretrainRecipe]] = {
     "mae-tiny": mae.mae_tiny,
@@ -13,7 +14,13 @@ PRETRAIN: dict[str, Callable[[], PretrainRecipe]] = {
     "mae-large": mae.mae_large,
     "mae-huge": mae.mae_huge,
     "mae-cpu": mae.mae_cpu,
+    "masked-patch-base": objectives.masked_patch_base,
+    "masked-patch-cpu": objectives.masked_patch_cpu,
+    "next-patch-base": objectives.next_patch_base,
+    "next-patch-cpu": objectives.next_patch_cpu,
     "smoke": mae.smoke,
+    "smoke-masked-patch": objectives.smoke_masked_patch,
+    "smoke-next-patch": objectives.smoke_next_patch,
 }
 
 FINETUNE: dict[str, Callable[[], FinetuneRecipe]] = {
@@ -22,4 +29,10 @@ FINETUNE: dict[str, Callable[[], FinetuneRecipe]] = {
     "finetune-huge": finetune.finetune_huge,
     "finetune-cpu": finetune.finetune_cpu,
     "smoke": finetune.smoke,
+}
+
+SEGMENT: dict[str, Callable[[], SegmentRecipe]] = {  # of `finetune` too
+    "segment-base": segment.segment_base,
+    "segment-cpu": segment.segment_cpu,
+    "smoke-segment": segment.smoke,
 }

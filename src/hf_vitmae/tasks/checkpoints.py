@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,14 +49,16 @@ def load_config(name: str) -> VitMaeConfig:
 
 def load_model(
     model_class: type[Model], name: str, config: VitMaeConfig, *, new_head: bool = False
-) -> tuple[Model, set[str]]:
+) -> tuple[Model, set[str], list[str]]:
     """A checkpoint as a class of the family, in float32.
 
     Args:
+        config: with another geometry than the checkpoint's, its weights are adapted.
         new_head: a head of another size is left in the checkpoint and starts afresh.
 
     Returns:
-        The model, and the top-level parts of it that the checkpoint did not have and that are new.
+        The model; the top-level parts of it that the checkpoint did not have and that are new; and
+        what was done to the weights, in words.
 
     Raises:
         ValueError: if the weights are unreadable, or some of the encoder's are missing.
@@ -80,15 +83,26 @@ def load_model(
             "damaged or of another model."
         )
     changed = {key for key, *_ in report["mismatched_keys"]}
-    return model, {key.split(".")[0] for key in (*missing, *changed)}
+    new = {key.split(".")[0] for key in (*missing, *changed)}
+    return model, new, report.get("adaptations", [])
 
 
-def load_processor(name: str, config: VitMaeConfig) -> VitMaeImageProcessor:
-    """The checkpoint's image processor, or where it has none, one of the model's geometry."""
+def load_processor(name: str, config: VitMaeConfig, **options: Any) -> VitMaeImageProcessor:
+    """The checkpoint's image processor for the model's geometry, or where it has none, a new one.
+
+    Args:
+        options: of the processor, in place of the stored ones.
+
+    Raises:
+        ValueError: if its statistics are for another number of channels.
+    """
+    geometry = {"patch_size": config.patch_size, "num_channels": config.num_channels}
+    options |= geometry | {"size": config.image_size}
     try:
-        return VitMaeImageProcessor.from_pretrained(name)
+        return VitMaeImageProcessor.from_pretrained(name, **options)
     except OSError:
-        return VitMaeImageProcessor.for_model(config)
+        statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
+        return VitMaeImageProcessor(**statistics, **options)
 
 
 def save_model(folder: Path, model: VitMaePreTrainedModel, processor: VitMaeImageProcessor) -> None:
@@ -106,12 +120,15 @@ def save_model(folder: Path, model: VitMaePreTrainedModel, processor: VitMaeImag
 def _quiet_transformers() -> Iterator[None]:
     """No bars and no loading report: the task says in its own words what was loaded."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    own, own_level = getLogger("hf_vitmae"), getLogger("hf_vitmae").level
+    own.setLevel(ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        own.setLevel(own_level)
         if bars:
             logging.enable_progress_bar()
 

@@ -1,7 +1,5 @@
 """End-to-end fine-tuning for classification (arXiv:2111.06377, appendix A)."""
 
-import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,37 +12,29 @@ from torch.nn import functional
 
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.sources import Source, open_train_and_eval
-from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
-from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
+from hf_vitmae.tasks.checkpoints import load_config, load_processor
 from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
-from hf_vitmae.tasks.recipe import TaskRecipe
+from hf_vitmae.tasks.start import (
+    CheckpointRecipe,
+    refuse_other_classes,
+    start_config,
+    start_model,
+)
 from hf_vitmae.training.metrics import TopKAccuracy
-from hf_vitmae.training.optim import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneRecipe(TaskRecipe):
+class FinetuneRecipe(CheckpointRecipe):
     """A complete fine-tuning run."""
 
-    model: str = "runs/pretrain/model"
-    """Folder or Hub id of a checkpoint; its geometry and encoder are used, its head is not."""
-    optim: OptimConfig = OptimConfig(
-        base_lr=5e-4, betas=(0.9, 0.999), layer_decay=0.65, min_lr=1e-6
-    )
-    output_dir: Path = Path("runs/finetune")
-    """Folder of the run; the same command again resumes what is in it."""
     pooling: Literal["cls", "mean"] = "mean"
     """What the classifier sees: the CLS token or the mean of the patch tokens."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth of the last encoder block."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
-    from_scratch: bool = False
-    """Take only the architecture from `model` and start from fresh weights: the fair comparison."""
-    new_head: bool = False
-    """Replace the head of a model that was fine-tuned for other classes."""
+    output_dir: Path = Path("runs/finetune")
+    """Folder of the run; the same command again resumes what is in it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,13 +57,13 @@ def run(recipe: FinetuneRecipe, source: Source | None = None) -> dict[str, Any]:
         ValueError, FileNotFoundError: for a recipe, model or data that cannot be used, in one line.
     """
     accelerator = recipe.make_accelerator()
-    source_config = load_config(recipe.model)
+    stored = load_config(recipe.model)
     train_source, eval_source = open_train_and_eval(recipe.data, recipe.seed, source=source)
     classes = train_source.require_classes()
-    _refuse_other_classes(recipe, source_config, classes)
-    config = _classifier_config(recipe, source_config, classes)
+    refuse_other_classes(recipe, VitMaeForImageClassification, stored, classes)
+    config = start_config(recipe, stored, classes, pooling=recipe.pooling)
     torch.manual_seed(recipe.seed)
-    model = _make_model(recipe, config, accelerator)
+    model = start_model(recipe, VitMaeForImageClassification, config, accelerator)
     processor = load_processor(recipe.model, config)
     evaluators = []
     if eval_source is not None:
@@ -127,43 +117,3 @@ class HeldOutAccuracy:
             pairs.append((logits.float().cpu()[valid], batch["labels"][valid]))
         logits, labels = zip(*gather_object(pairs), strict=True)
         return torch.cat(logits), torch.cat(labels)
-
-
-def _make_model(
-    recipe: FinetuneRecipe, config: VitMaeConfig, accelerator: Accelerator
-) -> VitMaeForImageClassification:
-    if recipe.from_scratch:
-        accelerator.print(f"{recipe.model}: its architecture, with fresh weights.")
-        return VitMaeForImageClassification(config)
-    model, new = load_model(
-        VitMaeForImageClassification, recipe.model, config, new_head=recipe.new_head
-    )
-    parts = ", ".join(sorted(new)) or "nothing"
-    accelerator.print(f"{recipe.model}: encoder loaded; starting afresh: {parts}.")
-    return model
-
-
-def _classifier_config(
-    recipe: FinetuneRecipe, source_config: VitMaeConfig, classes: Sequence[str]
-) -> VitMaeConfig:
-    config = copy.deepcopy(source_config)
-    config.id2label = dict(enumerate(classes))
-    config.label2id = {name: i for i, name in enumerate(classes)}
-    config.pooling = recipe.pooling
-    config.drop_path_rate = recipe.drop_path_rate
-    return config
-
-
-def _refuse_other_classes(
-    recipe: FinetuneRecipe, source_config: VitMaeConfig, classes: Sequence[str]
-) -> None:
-    """A classifier keeps its classes, unless it is given a new head on purpose."""
-    is_classifier = source_config.architectures == [VitMaeForImageClassification.__name__]
-    if not is_classifier or recipe.from_scratch or recipe.new_head:
-        return
-    known = list((source_config.id2label or {}).values())
-    if known != list(classes):
-        raise ValueError(
-            f"{recipe.model} classifies into {len(known)} classes and the data has {len(classes)} "
-            f"({', '.join(classes[:5])}, ...), or others; pass --new-head to replace its head."
-        )

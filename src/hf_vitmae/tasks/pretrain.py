@@ -1,8 +1,10 @@
-"""Pretraining: a masked autoencoder on images without labels (arXiv:2111.06377)."""
+"""Pretraining on images without labels: a masked autoencoder (arXiv:2111.06377), masked patch
+prediction (arXiv:2010.11929, B.1.2) or next patch prediction.
+"""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,10 +15,14 @@ from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.sources import Source, open_train_and_eval
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
 from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
+from hf_vitmae.tasks.objectives import (
+    MaskedAutoencoding,
+    MaskedPatchPrediction,
+    NextPatchPrediction,
+    Objective,
+)
 from hf_vitmae.tasks.recipe import TaskRecipe
-from hf_vitmae.visualize import mean_visible_baseline, reconstruct, reconstruction_panel
 
 NUM_PICTURES = 8  # rows of the panel that a run ends with
 
@@ -47,6 +53,16 @@ class ModelConfig:
     """sincos (fixed) or learned (starts from the same values)."""
     drop_path_rate: float = 0.0
     """Stochastic depth of the last encoder block."""
+    stem_depths: tuple[int, ...] | None = None
+    """Blocks of each stage of a ResNet stem, 3 4 9 for R50; none for linear patches."""
+    stem_width: int = 64
+    """Channels of the stem's first convolution."""
+    stem_num_groups: int = 32
+    """Groups of the stem's group norms."""
+    corruption_ratio: float = 0.5
+    """Share of the patches that masked patch prediction corrupts."""
+    patch_target: Literal["mean_color", "colors_4x4", "pixels"] = "mean_color"
+    """What masked patch prediction predicts of a patch."""
 
     def to_config(self) -> VitMaeConfig:
         """The model's configuration; raises `ValueError` for values that do not fit."""
@@ -58,8 +74,41 @@ class PretrainRecipe(TaskRecipe):
     """A complete pretraining run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    objective: Literal["mae", "masked-patch", "next-patch"] = "mae"
+    """What is learned: pixels of hidden patches, colours of corrupted ones, or the next patch."""
+    mask_pattern: Literal["random", "block", "grid", "contrast"] = "random"
+    """Which patches the masked autoencoder hides: any, blocks, a grid, or rather those with
+    contrast."""
+    prefix_share: float = 0.0
+    """Next patch prediction: at most this share of the patches sees each other both ways."""
     output_dir: Path = Path("runs/pretrain")
     """Folder of the run; the same command again resumes what is in it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.prefix_share < 1:
+            raise ValueError(
+                f"`prefix_share` must be at least 0 and below 1, got {self.prefix_share}."
+            )
+        for field_name, default, objective in (
+            ("mask_pattern", "random", "mae"),
+            ("prefix_share", 0.0, "next-patch"),
+        ):
+            value = getattr(self, field_name)
+            if value != default and self.objective != objective:
+                raise ValueError(
+                    f"`{field_name}` {value} is for the objective {objective}, "
+                    f"not for {self.objective}."
+                )
+
+
+def make_objective(recipe: PretrainRecipe, config: VitMaeConfig) -> Objective:
+    """What `recipe.objective` names."""
+    if recipe.objective == "mae":
+        return MaskedAutoencoding(config, recipe.mask_pattern)
+    if recipe.objective == "masked-patch":
+        return MaskedPatchPrediction(config)
+    return NextPatchPrediction(config, recipe.prefix_share)
 
 
 def run(recipe: PretrainRecipe, source: Source | None = None) -> dict[str, Any]:
@@ -76,23 +125,22 @@ def run(recipe: PretrainRecipe, source: Source | None = None) -> dict[str, Any]:
         ValueError, FileNotFoundError: for a recipe or data that cannot be used, in one line.
     """
     config = recipe.model.to_config()
+    objective = make_objective(recipe, config)
     accelerator = recipe.make_accelerator()
     train_source, eval_source = open_train_and_eval(
         recipe.data, recipe.seed, source=source, use_labels=False
     )
     processor = VitMaeImageProcessor.for_model(config)
     torch.manual_seed(recipe.seed)
-    model = VitMaeForPreTraining(config)
+    model = objective.model_class(config)
     evaluators = []
     if eval_source is not None:
         eval_source = spread(eval_source, recipe.eval_images)
-        evaluators.append(
-            HeldOutReconstruction(recipe, config, accelerator, processor, eval_source)
-        )
+        evaluators.append(HeldOutLoss(recipe, objective, accelerator, processor, eval_source))
 
     def prepare(batch: Batch) -> Batch:
         noise = batch["noise"].to(accelerator.device, non_blocking=True)
-        return {"pixel_values": normalized(batch, processor, accelerator.device), "noise": noise}
+        return objective.inputs(normalized(batch, processor, accelerator.device), noise)
 
     run_folder, metrics = fit(
         recipe,
@@ -102,50 +150,42 @@ def run(recipe: PretrainRecipe, source: Source | None = None) -> dict[str, Any]:
         train_source,
         prepare,
         evaluators,
-        num_noise=config.num_patches,
+        num_noise=objective.num_noise,
     )
     if accelerator.is_main_process:
         run_folder.samples.mkdir(exist_ok=True)
         pictures = _pictures(eval_source or train_source, config.num_channels)
-        panel = reconstruction_panel(reconstruct(model, pictures, processor, seed=recipe.seed))
-        panel.save(picture := run_folder.samples / "reconstruction.png")
+        picture = run_folder.samples / objective.picture_name
+        objective.picture(model, pictures, processor, recipe.seed).save(picture)
         print(f"The model is in {run_folder.model}, a picture of what it sees in {picture}.")
     return metrics
 
 
 @dataclass(frozen=True)
-class HeldOutReconstruction:
-    """The loss on held-out images, each under its own fixed mask, beside a trivial baseline."""
+class HeldOutLoss:
+    """The objective on held-out images, each under its own fixed mask, beside trivial baselines."""
 
     recipe: PretrainRecipe
-    config: VitMaeConfig
+    objective: Objective
     accelerator: Accelerator
     processor: VitMaeImageProcessor
     source: ImageSource
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Evaluate `model`, on every process alike: -> eval_loss and eval_loss_mean_visible."""
-        device, config = self.accelerator.device, self.config
-        sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, baseline, images
+        """Evaluate `model`, on every process alike: -> eval_loss, its baseline and the like."""
+        device, objective = self.accelerator.device, self.objective
+        sums = torch.zeros((), dtype=torch.float64)
         for batch in held_out_batches(
-            self.recipe, self.accelerator, self.processor, self.source, config.num_patches
+            self.recipe, self.accelerator, self.processor, self.source, objective.num_noise
         ):
-            batch = {name: values[batch["valid"]] for name, values in batch.items()}
-            if not (images := len(batch["noise"])):
-                continue
+            # A process without images of its own in a step measures one and counts it not at all.
+            keep = batch["valid"] if batch["valid"].any() else slice(0, 1)
+            batch = {name: values[keep] for name, values in batch.items()}
             pixel_values = normalized(batch, self.processor, device)
-            output = model(pixel_values=pixel_values, noise=batch["noise"].to(device))
-            baseline = mean_visible_baseline(
-                pixel_values, output.mask, config.patch_pair, config.norm_pix_loss
-            )
-            sums += images * sums.new_tensor([output.loss, baseline, 1.0])
-        total = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
-        loss, baseline, images = total.tolist()
-        return {
-            "eval_loss": loss / images,
-            "eval_loss_mean_visible": baseline / images,
-            "eval_images": int(images),
-        }
+            output = model(**objective.inputs(pixel_values, batch["noise"].to(device)))
+            sums = sums + objective.measure(pixel_values, output) * batch["valid"].any()
+        total = cast(Tensor, self.accelerator.reduce(sums.to(device), reduction="sum"))
+        return objective.report(total.cpu())
 
 
 def _pictures(source: ImageSource, num_channels: int) -> list[Tensor]:

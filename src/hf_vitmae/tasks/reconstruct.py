@@ -42,7 +42,7 @@ def run(request: ReconstructRequest) -> Path:
         raise ValueError("No images given; name one or more image files after the model.")
     images = [_open_image(path) for path in request.images]
     config = load_config(request.model)
-    model, new = load_model(VitMaeForPreTraining, request.model, config)
+    model, new, _ = load_model(VitMaeForPreTraining, request.model, config)
     if "decoder" in new:
         raise ValueError(
             f"{request.model} has no decoder, so it predicts no pixels; name a checkpoint of "

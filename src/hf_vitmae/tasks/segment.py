@@ -1,0 +1,188 @@
+"""Fine-tuning for semantic segmentation: a class for every pixel."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+
+from hf_vitmae.data.augment import EvalTransform
+from hf_vitmae.data.decode import decode, decode_label_map
+from hf_vitmae.data.image_source import ImageSource
+from hf_vitmae.data.sources import Source, open_train_and_eval
+from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
+from hf_vitmae.models.modeling_vitmae import VitMaeForSemanticSegmentation
+from hf_vitmae.models.modes import evaluating
+from hf_vitmae.tasks.checkpoints import load_config, load_processor
+from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
+from hf_vitmae.tasks.start import (
+    CheckpointRecipe,
+    refuse_other_classes,
+    start_config,
+    start_model,
+)
+from hf_vitmae.training.metrics import confusion_matrix, iou_from_confusion
+from hf_vitmae.visualize import class_legend, picture_panel, segmentation_rows
+from hf_vitmae.visualize.pictures import to_pictures
+
+NUM_PICTURES = 8  # rows of the panel that a run ends with
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRecipe(CheckpointRecipe):
+    """A complete fine-tuning run for semantic segmentation."""
+
+    class_names: tuple[str, ...] = ()
+    """Names of classes 0, 1, ... of the label maps, where 255 does not count; `shapes` has them."""
+    reduce_labels: bool = False
+    """In the label maps 0 does not count, and the classes are 1, 2, ..., as in ADE20k."""
+    head: Literal["linear", "multi_layer"] = "multi_layer"
+    """A linear map of the last tokens, or a light head on four layers."""
+    head_width: int = 256
+    """Channels inside the light head."""
+    output_dir: Path = Path("runs/segment")
+    """Folder of the run; the same command again resumes what is in it."""
+
+
+def run(recipe: SegmentRecipe, source: Source | None = None) -> dict[str, Any]:
+    """Fine-tune, and leave model, log, checkpoints and a picture in `recipe.output_dir`.
+
+    Args:
+        source: a `datasets` object, opened in place of `recipe.data.source`.
+
+    Returns:
+        The newest value of everything logged, with `eval_mean_iou` when there were held-out images.
+
+    Raises:
+        ValueError, FileNotFoundError: for a recipe, model or data that cannot be used, in one line.
+    """
+    accelerator = recipe.make_accelerator()
+    stored = load_config(recipe.model)
+    train_source, eval_source = open_train_and_eval(
+        recipe.data, recipe.seed, source=source, use_label_maps=True
+    )
+    classes = _class_names(recipe, train_source)
+    refuse_other_classes(recipe, VitMaeForSemanticSegmentation, stored, classes)
+    head = {"segmentation_head": recipe.head, "segmentation_hidden_size": recipe.head_width}
+    config = start_config(recipe, stored, classes, **head)
+    torch.manual_seed(recipe.seed)
+    model = start_model(recipe, VitMaeForSemanticSegmentation, config, accelerator)
+    # Without a crop a map covers the whole picture, as people expect of it.
+    whole = {"do_center_crop": False, "crop_pct": 1.0, "do_reduce_labels": recipe.reduce_labels}
+    processor = load_processor(recipe.model, config, **whole)
+    evaluators = []
+    if eval_source is not None:
+        eval_source = spread(eval_source, recipe.eval_images)
+        evaluators.append(HeldOutIoU(recipe, accelerator, processor, eval_source))
+
+    def prepare(batch: Batch) -> Batch:
+        labels = processor.reduce_labels(batch["labels"])
+        labels = check_labels(labels, len(classes), config.semantic_loss_ignore_index)
+        labels = labels.to(accelerator.device, non_blocking=True)
+        return {"pixel_values": normalized(batch, processor, accelerator.device), "labels": labels}
+
+    run_folder, metrics = fit(
+        recipe, accelerator, model, processor, train_source, prepare, evaluators
+    )
+    if accelerator.is_main_process:
+        run_folder.samples.mkdir(exist_ok=True)
+        picture = run_folder.samples / "segmentation.png"
+        _draw(model, processor, eval_source or train_source, classes).save(picture)
+        print(f"The model is in {run_folder.model}, a picture of what it sees in {picture}.")
+    return metrics
+
+
+@dataclass(frozen=True)
+class HeldOutIoU:
+    """Mean intersection over union on held-out images, each pixel counted once."""
+
+    recipe: SegmentRecipe
+    accelerator: Accelerator
+    processor: VitMaeImageProcessor
+    source: ImageSource
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Evaluate `model`, on every process alike: -> eval_loss, eval_mean_iou and the like."""
+        config: Any = self.accelerator.unwrap_model(model).config
+        device, classes = self.accelerator.device, config.num_labels
+        confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+        losses = torch.zeros(2, dtype=torch.float64, device=device)  # sum, images
+        for batch in held_out_batches(self.recipe, self.accelerator, self.processor, self.source):
+            batch = {name: values[batch["valid"]] for name, values in batch.items()}
+            if not (images := len(batch["labels"])):
+                continue
+            labels = self.processor.reduce_labels(batch["labels"]).to(device)
+            output = model(pixel_values=normalized(batch, self.processor, device), labels=labels)
+            predicted = output.logits.argmax(dim=1)  # (b, H, W)
+            confusion += confusion_matrix(
+                predicted, labels, classes, config.semantic_loss_ignore_index
+            )
+            losses += images * losses.new_tensor([output.loss, 1.0])
+        confusion = cast(Tensor, self.accelerator.reduce(confusion, reduction="sum"))
+        loss, images = cast(Tensor, self.accelerator.reduce(losses, reduction="sum")).tolist()
+        scores = iou_from_confusion(confusion.cpu())
+        return {
+            "eval_loss": loss / images,
+            "eval_mean_iou": scores["mean_iou"],
+            "eval_mean_accuracy": scores["mean_accuracy"],
+            "eval_pixel_accuracy": scores["pixel_accuracy"],
+            "eval_images": int(images),
+        }
+
+
+def _class_names(recipe: SegmentRecipe, source: ImageSource) -> tuple[str, ...]:
+    """The recipe's, else the source's own.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    names = recipe.class_names or source.map_class_names
+    if not names:
+        raise ValueError(
+            f"{source.name} does not say what the classes of its label maps are; name those of 0, "
+            "1, 2, ... in order: --class-names background leaf stem."
+        )
+    return tuple(names)
+
+
+def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """The labels (B, H, W) themselves, if each is a class or does not count.
+
+    Raises:
+        ValueError: naming one that is neither.
+    """
+    wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_classes))]
+    if wrong.numel():
+        raise ValueError(
+            f"A label map holds class {wrong[0].item()}, and there are names for {num_classes} "
+            f"classes, 0 to {num_classes - 1}; name them all with --class-names, or mark what does "
+            f"not count as {ignore_index}."
+        )
+    return labels
+
+
+def _draw(
+    model: VitMaeForSemanticSegmentation,
+    processor: VitMaeImageProcessor,
+    source: ImageSource,
+    classes: Sequence[str],
+) -> Image.Image:
+    """Some images with their label maps and what the model says, spread evenly over the source."""
+    transform, pairs = EvalTransform(processor), []
+    for index in range(0, len(source), -(-len(source) // NUM_PICTURES)):
+        record = source[index]
+        assert record.label_map is not None
+        image = decode(record.encoded, processor.num_channels, record.name)
+        label_map = processor.reduce_labels(decode_label_map(record.label_map))
+        pairs.append(transform.with_label_map(image, label_map))
+    images, labels = zip(*pairs, strict=True)
+    pixel_values = processor.normalize(torch.stack(images))  # (B, C, H, W)
+    with evaluating(model):
+        predicted = model(pixel_values.to(model.device)).logits.argmax(dim=1).cpu()  # (B, H, W)
+    pictures = to_pictures(processor, pixel_values)
+    rows = segmentation_rows(pictures, predicted, labels, classes)
+    return picture_panel(rows, [class_legend(classes)])
