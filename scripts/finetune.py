@@ -1,8 +1,9 @@
-"""Fine-tune a pretrained model for classification.
+"""Fine-tune a pretrained model for classification or semantic segmentation.
 
-    python scripts/finetune.py finetune-cpu --model runs/a/model --data.source emoji --output-dir
-    runs/b accelerate launch scripts/finetune.py finetune-base --model runs/c/model --data.source
-    FOLDER --output-dir runs/d python scripts/finetune.py --help
+    python scripts/finetune.py finetune-cpu --model runs/a/model --data.source emoji
+    python scripts/finetune.py segment-cpu --model runs/a/model --data.source shapes
+    accelerate launch scripts/finetune.py finetune-base --model runs/c/model --data.source FOLDER
+    python scripts/finetune.py --help
 
 The same command again resumes; it does what `hf-vitmae finetune` does.
 """

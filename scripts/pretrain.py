@@ -1,6 +1,7 @@
-"""Pretrain a masked autoencoder on your own images.
+"""Pretrain on your own images: a masked autoencoder, masked patch or next patch prediction.
 
     python scripts/pretrain.py mae-cpu --data.source emoji --output-dir runs/a
+    python scripts/pretrain.py next-patch-cpu --data.source emoji --output-dir runs/b
     accelerate launch scripts/pretrain.py mae-base --data.source FOLDER --output-dir runs/c
     python scripts/pretrain.py --help
 

@@ -44,7 +44,7 @@ def test_sizes_and_classes():
 
 
 def test_the_map_agrees_with_the_picture_where_shapes_overlap_too(monkeypatch):
-    """Without noise a shape is of one colour: each has one class, that of the shape on top."""
+    """Without noise a colour belongs to one shape: it has one class, that of the shape on top."""
     monkeypatch.setattr(shapes, "MOST_NOISE", 0)
     for number in range(40):
         picture, classes = draw(number)
@@ -86,9 +86,34 @@ def test_shapes_differ_from_both_colours_of_the_background(monkeypatch):
         picture, classes = draw(number)
         corners = picture[[0, -1, 0, -1], [0, -1, -1, 0]].astype(int).reshape(2, 2, 3)
         ends = max(corners, key=lambda pair: np.abs(pair[0] - pair[1]).sum())  # of the gradient
-        inside = np.median(picture[classes > 0], axis=0)
         if not classes[[0, 0, -1, -1], [0, -1, 0, -1]].any():
-            assert np.abs(inside - ends).max(axis=1).min() >= 64
+            for inside in commonest_colours(picture[classes > 0]):
+                assert np.abs(inside - ends).max(axis=1).min() >= 64
+
+
+def commonest_colours(pixels: np.ndarray) -> np.ndarray:
+    """Those of at least a quarter of the pixels: (n, 3) -> (colours, 3)."""
+    colours, counts = np.unique(pixels.astype(int), axis=0, return_counts=True)
+    return colours[counts >= len(pixels) / 4]
+
+
+def test_every_class_has_a_fill_of_its_own(monkeypatch):
+    monkeypatch.setattr(shapes, "MOST_NOISE", 0)
+    monkeypatch.setattr(shapes, "MOST_SHAPES", 1)
+    rows, columns = np.mgrid[:64, :64] // 3
+    patterns = {SQUARE: rows % 2, TRIANGLE: (rows + columns) % 2}
+    seen = set()
+    for number in range(30):
+        picture, classes = draw(number)
+        inside, class_id = classes > 0, int(classes.max())
+        colours = commonest_colours(picture[inside])
+        assert len(colours) == (1 if class_id == CIRCLE else 2)
+        if class_id in patterns:
+            for colour in colours:  # soft edges have neither
+                places = patterns[class_id][inside & (picture == colour).all(axis=2)]
+                assert len(set(places)) == 1
+        seen.add(class_id)
+    assert seen == {CIRCLE, SQUARE, TRIANGLE}
 
 
 def test_it_opens_by_name_with_two_splits_of_its_own_pictures():
