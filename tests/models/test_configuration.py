@@ -57,6 +57,51 @@ WRONG = [
         {"patch_size": (4, 8), "image_size": (8, 20)},
         "`image_size` .* of 4x8 .* nearest smaller is 8x16, got '8x20'",
     ),
+    (
+        {"patch_size": (4, 32)},
+        "`image_size` .* of 4x32 .* the patch is larger than the image, got '16x16'",
+    ),
+    ({"corruption_ratio": 1.0}, "`corruption_ratio` must be at least 0 and below 1, got 1.0"),
+    ({"patch_target": "colour"}, "`patch_target` must be one of mean_color, .*, got 'colour'"),
+    ({"segmentation_head": "big"}, "`segmentation_head` must be one of linear, .*, got 'big'"),
+    ({"segmentation_hidden_size": 0}, "`segmentation_hidden_size` .* got 0"),
+    ({"pyramid_hidden_size": -1}, "`pyramid_hidden_size` .* got -1"),
+    (
+        {"patch_target": "colors_4x4", "patch_size": 2},
+        "`patch_size` must be at least 4 for 4x4 colours, got 2",
+    ),
+    ({"feature_pyramid": True, "patch_size": 2}, "`patch_size` must be one of .*, got 2"),
+    (
+        {"feature_pyramid": True, "patch_size": (4, 8)},
+        r"`patch_size` must be one of \(4, 8, 16, 32\) with `feature_pyramid`, got \(4, 8\)",
+    ),
+    ({"stem_depths": ()}, r"`stem_depths` must be None or positive integers.* got \(\)"),
+    ({"stem_depths": (3, 0)}, r"`stem_depths` .* got \(3, 0\)"),
+    ({"stem_depths": 3}, "`stem_depths` .* got 3"),
+    (
+        {"stem_depths": (3, 4, 9), "patch_size": 8},
+        r"`patch_size` must be a multiple of the stem's stride \(16 pixels for 3 stages\), got 8",
+    ),
+    (
+        {"stem_depths": (1,), "stem_width": 48},
+        r"`stem_width` must be a multiple of `stem_num_groups` \(32\).* got 48",
+    ),
+    ({"stem_depths": (1,), "stem_width": 32}, "`stem_width` .* more than that, got 32"),
+    (
+        {"image_mean": [0.5, 0.5]},
+        r"`image_mean` must be one number or as many as `num_channels` \(3\).* got \[0.5, 0.5\]",
+    ),
+    ({"image_std": 0.0}, "`image_std` .* std above 0, got 0.0"),
+    ({"image_mean": "imagenet"}, "`image_mean` .* got 'imagenet'"),
+    (
+        {"is_causal": True, "pooling": "mean"},
+        "`mask_ratio` must be 0.0 where `is_causal` is True.* got 0.75",
+    ),
+    (
+        {"is_causal": True, "mask_ratio": 0.0},
+        "`pooling` must be \"mean\" where `is_causal` is True.* got 'cls'",
+    ),
+    ({"out_features": ["stage9"]}, "stage9"),
     ({"hiden_size": 32}, "no field `hiden_size`; did you mean `hidden_size`"),
     ({"mask_ration": 0.5}, "no field `mask_ration`; did you mean `mask_ratio`"),
 ]

@@ -310,13 +310,16 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
             allowed = is_pair and all(isinstance(side, int) and side > 0 for side in pair)
             _require(allowed, name, value, "a positive integer or (height, width)")
         (height, width), (patch_height, patch_width) = self.image_pair, self.patch_pair
-        nearest = f"{height - height % patch_height}x{width - width % patch_width}"
+        whole = (height - height % patch_height, width - width % patch_width)
+        smaller = f"the nearest smaller is {whole[0]}x{whole[1]}"
+        if 0 in whole:
+            smaller = "the patch is larger than the image"
         _require(
             height % patch_height == 0 and width % patch_width == 0,
             "image_size",
             f"{height}x{width}",
             f"a whole number of patches of {patch_height}x{patch_width} (height x width); "
-            f"the nearest smaller is {nearest}",
+            f"{smaller}",
         )
 
     def _check_stem(self) -> None:

@@ -34,6 +34,8 @@ def masked_patch_base() -> PretrainRecipe:
 def masked_patch_cpu() -> PretrainRecipe:
     """Masked patch prediction on 32x32 pictures, in minutes on two CPU cores.
 
+    Measured on the embedded emoji: held-out cross-entropy 1.79, accuracy 51 %; answering with the
+    colours' frequencies gives 3.92, with the most frequent one 33 %.
     Run: hf-vitmae pretrain masked-patch-cpu --data.source emoji
     """
     return replace(mae_cpu(), objective="masked-patch", output_dir=Path("runs/masked-patch-cpu"))
@@ -57,6 +59,7 @@ def next_patch_base() -> PretrainRecipe:
 def next_patch_cpu() -> PretrainRecipe:
     """Next patch prediction on 32x32 pictures, in minutes on two CPU cores.
 
+    Measured on the embedded emoji: held-out error 0.062; repeating the patch before gives 0.285.
     Run: hf-vitmae pretrain next-patch-cpu --data.source emoji
     """
     return replace(mae_cpu(), objective="next-patch", output_dir=Path("runs/next-patch-cpu"))

@@ -190,6 +190,6 @@ class HeldOutLoss:
 
 def _pictures(source: ImageSource, num_channels: int) -> list[Tensor]:
     """Some images, spread evenly over the source: uint8 (C, H, W) each."""
-    indices = range(0, len(source), -(-len(source) // NUM_PICTURES))
-    records = [source[index] for index in indices]
+    source = spread(source, NUM_PICTURES)
+    records = [source[index] for index in range(len(source))]
     return [decode(record.encoded, num_channels, record.name) for record in records]

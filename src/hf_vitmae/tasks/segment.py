@@ -172,8 +172,8 @@ def _draw(
     classes: Sequence[str],
 ) -> Image.Image:
     """Some images with their label maps and what the model says, spread evenly over the source."""
-    transform, pairs = EvalTransform(processor), []
-    for index in range(0, len(source), -(-len(source) // NUM_PICTURES)):
+    transform, source, pairs = EvalTransform(processor), spread(source, NUM_PICTURES), []
+    for index in range(len(source)):
         record = source[index]
         assert record.label_map is not None
         image = decode(record.encoded, processor.num_channels, record.name)
