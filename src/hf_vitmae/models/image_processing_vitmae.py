@@ -67,6 +67,7 @@ class VitMaeImageProcessor(BaseImageProcessor):
         do_reduce_labels: in segmentation maps, class 0 is ignored (255), 1 becomes 0, and so on.
     """
 
+    _auto_class = "AutoImageProcessor"  # so that its code travels with it
     valid_kwargs = VitMaeImageProcessorKwargs
 
     def __init__(
