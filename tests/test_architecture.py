@@ -30,7 +30,7 @@ MODEL_LAYERS: tuple[set[str], ...] = (
     {"layers", "stem", "corruption", "sliding", "segmentation_maps"},
     {"embeddings", "next_patch"},
     {"decoder", "heads", "losses"},
-    {"adaptation"},
+    {"adaptation", "foreign"},
     {"loading"},
     {"modeling_vitmae"},
 )

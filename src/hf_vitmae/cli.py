@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 PROGRAM = "hf-vitmae"
@@ -21,6 +22,9 @@ VERBS = {
     "pretrain": "pretrain a model on images without labels",
     "finetune": "fine-tune a pretrained model for classification or segmentation",
     "reconstruct": "draw what a model makes of images with hidden patches",
+    "embed": "write features of images to parquet, a data set that can be opened anywhere",
+    "convert": "turn checkpoints of transformers, timm, MAE and big_vision into ours, and back",
+    "export": "write a model as an ONNX graph or a program of torch.export",
     "demo": "pretrain, look, fine-tune and load again on the embedded emoji, in minutes",
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
@@ -70,12 +74,12 @@ def _parse_finetune(program: str, rest: list[str]) -> Any:
     return _parse_recipe({**FINETUNE, **SEGMENT}, program, rest)
 
 
-def _parse_reconstruct(program: str, rest: list[str]) -> Any:
+def _parse_request(verb: str, name: str, program: str, rest: list[str]) -> Any:
+    """The request of a verb that has no recipes: the class of that name beside its task."""
     import tyro
 
-    from hf_vitmae.tasks.reconstruct import ReconstructRequest
-
-    return tyro.cli(ReconstructRequest, prog=program, args=rest)
+    request = getattr(importlib.import_module(f"hf_vitmae.tasks.{verb}"), name)
+    return tyro.cli(request, prog=program, args=rest)
 
 
 def _parse_demo(program: str, rest: list[str]) -> Any:
@@ -90,7 +94,10 @@ def _parse_demo(program: str, rest: list[str]) -> Any:
 PARSERS = {
     "pretrain": _parse_pretrain,
     "finetune": _parse_finetune,
-    "reconstruct": _parse_reconstruct,
+    "reconstruct": partial(_parse_request, "reconstruct", "ReconstructRequest"),
+    "embed": partial(_parse_request, "embed", "EmbedRequest"),
+    "convert": partial(_parse_request, "convert", "ConvertRequest"),
+    "export": partial(_parse_request, "export", "ExportRequest"),
     "demo": _parse_demo,
 }
 

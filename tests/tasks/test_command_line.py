@@ -180,7 +180,9 @@ def test_help_names_every_verb_and_recipe(verb: str | None, capsys: pytest.Captu
     assert verb in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["pretrain", "finetune", "reconstruct"])
+@pytest.mark.parametrize(
+    "script", ["pretrain", "finetune", "reconstruct", "embed", "convert", "export"]
+)
 def test_scripts_do_what_the_verbs_do(script: str) -> None:
     path = Path(__file__).parents[2] / "scripts" / f"{script}.py"
     finished = subprocess.run(

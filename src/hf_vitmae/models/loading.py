@@ -1,29 +1,25 @@
-"""`from_pretrained` for another geometry than the checkpoint's: the weights are adapted, and what
-was done is said.
+"""`from_pretrained` for another geometry than the checkpoint's, and for checkpoints of
+transformers' own models: the weights are adapted, and what was done is said.
 """
 
 import copy
+import os
+from collections.abc import Callable
 from typing import Any
 
 from transformers.utils import logging
 
 from .adaptation import adapt_weights
 from .configuration_vitmae import VitMaeConfig
+from .foreign import WHERE_TO_LOOK, Foreign, open_foreign
 from .patches import as_pair
 
 logger = logging.get_logger(__name__)
 
 GEOMETRY = ("image_size", "patch_size", "num_channels")
 _STATISTICS = ("image_mean", "image_std")  # one number a channel, so they may go with the geometry
-_WHERE_TO_LOOK = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
+_FIELDS = (*GEOMETRY, *_STATISTICS)
+_OF_THE_MODEL = ("dtype", "torch_dtype", "attn_implementation")  # no fields to be set in advance
 
 
 class LoadsAnyGeometry:
@@ -41,45 +37,99 @@ class LoadsAnyGeometry:
         **kwargs: Any,
     ) -> Any:
         """As in transformers; `image_size`, `patch_size` and `num_channels`, given by keyword or in
-        `config`, may differ from the checkpoint's: its weights are then adapted.
+        `config`, may differ from the checkpoint's: its weights are then adapted. A checkpoint of
+        transformers' own ViT, ViT-MAE or DeiT opens as well, and what it lacks starts afresh.
 
         What was done is logged and, with `output_loading_info`, in the report as "adaptations".
 
         Raises:
-            ValueError: if they do not make a model, or the weights lie on several devices.
+            ValueError: if they do not make a model, the weights lie on several devices, or the
+            checkpoint is of another kind of model or damaged.
         """
         load = super().from_pretrained  # type: ignore[misc]
-        loading = {"config": config, "output_loading_info": output_loading_info}
-        name = pretrained_model_name_or_path
-        if name is None or not (isinstance(config, VitMaeConfig) or kwargs.keys() & set(GEOMETRY)):
-            return load(name, *model_args, **loading, **kwargs)
-        stored = _stored_config(cls.config_class, name, kwargs)
-        fields = (*GEOMETRY, *_STATISTICS)
-        asked = {} if config is None else {field: getattr(config, field) for field in fields}
-        asked |= {field: kwargs[field] for field in fields if field in kwargs}
-        if config is None:
+        name, options = pretrained_model_name_or_path, kwargs
+        by_name = name is not None and kwargs.get("state_dict") is None
+        foreign = open_foreign(name, kwargs) if by_name else None
+        if foreign is not None:
+            load = _from_weights(load, foreign, cls.config_class)
+            if isinstance(config, str | os.PathLike):
+                config = cls.config_class.from_pretrained(config)
+        asked = _asked(config, kwargs) if by_name else {}
+        stored = _stored_config(cls.config_class, name, kwargs, foreign) if asked else None
+        if stored is not None and config is None:
             stored.with_fields(**asked)  # refuses what makes no model before weights are read
-        if not any(_differs(stored, asked, field) for field in GEOMETRY):
+        if stored is not None and not any(_differs(stored, asked, field) for field in GEOMETRY):
+            stored = None
+        if foreign is None and stored is None:
+            loading = {"config": config, "output_loading_info": output_loading_info}
             return load(name, *model_args, **loading, **kwargs)
 
-        kwargs = {option: value for option, value in kwargs.items() if option not in fields}
-        if config is not None:
-            config = copy.deepcopy(config)
-            for field in fields:
-                setattr(config, field, getattr(stored, field))
+        if stored is not None:
+            config, options = _as_stored(stored, config, kwargs)
         loading = {"config": config, "output_loading_info": True}
-        model, report = load(name, *model_args, **loading, **kwargs)
-        adapted, lines, fresh = _adapt(model, model.config.with_fields(**asked))
+        model, report = load(name, *model_args, **loading, **options)
+        lines = [] if foreign is None else list(foreign.lines)
+        if stored is not None:
+            model, changes, fresh = _adapt(model, model.config.with_fields(**asked))
+            lines += changes
+            report |= {"missing_keys": {*report["missing_keys"], *fresh}}
         for line in lines:
             logger.warning(f"{cls.__name__} from {name}: {line}")
-        report |= {"missing_keys": {*report["missing_keys"], *fresh}, "adaptations": lines}
-        return (adapted, report) if output_loading_info else adapted
+        report |= {"adaptations": lines}
+        return (model, report) if output_loading_info else model
 
 
-def _stored_config(config_class: type[VitMaeConfig], name: Any, options: dict) -> VitMaeConfig:
+def _from_weights(
+    load: Callable[..., Any], foreign: Foreign, config_class: type[VitMaeConfig]
+) -> Callable[..., Any]:
+    """`from_pretrained` of weights that have been read already; the name is only noted."""
+
+    def from_weights(
+        name: Any, *model_args: Any, config: Any, output_loading_info: bool, **kwargs: Any
+    ) -> Any:
+        if config is None:
+            options = {key: kwargs.pop(key) for key in _OF_THE_MODEL if key in kwargs}
+            config, kwargs = config_class.from_dict(
+                dict(foreign.fields), return_unused_kwargs=True, **kwargs
+            )
+            kwargs |= options
+        loading = {"config": config, "output_loading_info": output_loading_info}
+        loaded = load(None, *model_args, state_dict=dict(foreign.weights), **loading, **kwargs)
+        model = loaded[0] if output_loading_info else loaded
+        model.name_or_path = model.config._name_or_path = str(name)
+        return loaded
+
+    return from_weights
+
+
+def _asked(config: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Geometry and statistics that the caller named; empty where no geometry is among them."""
+    if not (isinstance(config, VitMaeConfig) or options.keys() & set(GEOMETRY)):
+        return {}
+    asked = {} if config is None else {field: getattr(config, field) for field in _FIELDS}
+    return asked | {field: options[field] for field in _FIELDS if field in options}
+
+
+def _stored_config(
+    config_class: type[VitMaeConfig], name: Any, options: dict[str, Any], foreign: Foreign | None
+) -> VitMaeConfig:
     """The configuration beside the weights, before anything is changed."""
-    where = {option: options[option] for option in _WHERE_TO_LOOK if option in options}
+    if foreign is not None:
+        return config_class(**foreign.fields)
+    where = {option: options[option] for option in WHERE_TO_LOOK if option in options}
     return config_class.from_pretrained(name, **where)
+
+
+def _as_stored(
+    stored: VitMaeConfig, config: Any, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """What the caller gave, with the geometry of the weights in place of the one asked for."""
+    options = {option: value for option, value in options.items() if option not in _FIELDS}
+    if config is not None:
+        config = copy.deepcopy(config)
+        for field in _FIELDS:
+            setattr(config, field, getattr(stored, field))
+    return config, options
 
 
 def _differs(stored: VitMaeConfig, asked: dict[str, Any], field: str) -> bool:

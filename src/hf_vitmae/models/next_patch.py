@@ -25,13 +25,21 @@ def prefix_lengths(
     """
     lengths = torch.as_tensor(num_prefix_patches, device=device)
     allowed = not lengths.is_floating_point() and lengths.shape in ((), (batch,))
-    if not allowed or lengths.min() < 0 or lengths.max() > num_patches:
+    if not allowed or not _are_within(num_prefix_patches, num_patches):
         got = lengths.tolist() if allowed else f"{lengths.dtype} {tuple(lengths.shape)}"
         raise ValueError(
             f"`num_prefix_patches` must be 0 to {num_patches}, one whole number or ({batch},) of "
             f"them, got {got}."
         )
     return lengths.expand(batch)
+
+
+def _are_within(lengths: int | Tensor, num_patches: int) -> bool:
+    if not isinstance(lengths, Tensor):
+        return 0 <= lengths <= num_patches
+    if torch.compiler.is_compiling():  # no values to look at while a graph is made
+        return True
+    return bool(lengths.min() >= 0 and lengths.max() <= num_patches)
 
 
 def newest_tokens(tokens: Tensor, padding: Tensor | None) -> Tensor:

@@ -1,0 +1,307 @@
+"""Convert a checkpoint: recognise whose it is, read it, write it for another library, compare.
+
+Both libraries see the same image before the folder appears under its name, so what is there has the
+outputs that it had before.
+"""
+
+import contextlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from hf_vitmae.convert import from_mae
+from hf_vitmae.convert.converted import Converted, build
+from hf_vitmae.convert.pickles import load_pickle
+from hf_vitmae.models import modeling_vitmae
+from hf_vitmae.models.configuration_vitmae import VitMaeConfig
+from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
+from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
+from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor, save_model
+from hf_vitmae.tasks.other_libraries import (
+    BIG_VISION,
+    MAE,
+    OURS,
+    TIMM,
+    TRANSFORMERS,
+    NotCompared,
+    first_line,
+    open_model,
+    our_output,
+    quiet_transformers,
+    state_dict,
+)
+
+TRANSFORMERS_TYPES = ("vit", "vit_mae", "deit", "vit-hybrid")
+SPOKEN = {OURS: "this package", MAE: "the original MAE"}
+TOLERANCE = 1e-3  # of the largest output; float32 leaves far less, a mistaken tensor far more
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertRequest:
+    """Make a checkpoint of another library one of ours, or ours one of theirs.
+
+    SRC is a folder of transformers, timm or this package, or a file of timm, of the original MAE
+    (.pth) or of big_vision (.npz); which it is shows in its content.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
+    """Folder or file to read."""
+    destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
+    """Folder to write, new or empty."""
+    to: Literal["hf_vitmae", "transformers", "timm"] = "hf_vitmae"
+    """Whose checkpoint to write."""
+    image: Path | None = None
+    """Image to compare outputs on; random pixels by default."""
+
+
+def run(request: ConvertRequest) -> Path:
+    """Write the folder and return where it is; it is whole, or absent after an error.
+
+    Raises:
+        FileNotFoundError, ValueError: for a checkpoint that cannot be read or expressed, a folder
+        that is in use, or outputs that differ.
+    """
+    folder = _free_folder(request.destination)
+    source = Path(request.source).expanduser()
+    origin = recognise(source)
+    if origin == request.to:
+        raise ValueError(f"{source} is a checkpoint of {origin} already; name another --to.")
+    converted = read(origin, source)
+    model = build(converted)
+    for line in (f"{source} is a checkpoint of {SPOKEN.get(origin, origin)}.", *converted.said):
+        print(line)
+    pixel_values = _pixel_values(request.image, converted)
+    with _whole_folder(folder) as unfinished:
+        for line in write(request.to, model, converted.processor, unfinished):
+            print(line)
+        print(_compare(origin, source, request.to, unfinished, model, pixel_values))
+    print(f"{type(model).__name__} is in {folder}, for {SPOKEN.get(request.to, request.to)}.")
+    return folder
+
+
+def recognise(source: Path) -> str:
+    """Whose checkpoint this is, by its content.
+
+    Raises:
+        FileNotFoundError: if there is none. ValueError: if it is of an unknown kind.
+    """
+    if source.is_dir():
+        return _recognise_folder(source)
+    if not source.is_file():
+        raise FileNotFoundError(
+            f"There is no checkpoint {str(source)!r}; name a folder or file. What is on the Hub, "
+            "`hf download NAME --local-dir FOLDER` brings."
+        )
+    if source.suffix == ".npz" or _holds_arrays(source):
+        return BIG_VISION
+    checkpoint = load_pickle(source)
+    if from_mae.recognises(checkpoint):
+        return MAE
+    weights = state_dict(checkpoint)
+    if any(name.startswith("patch_embed.") for name in weights):
+        return TIMM
+    first = ", ".join(f"`{name}`" for name in list(weights)[:3]) or "nothing"
+    raise ValueError(
+        f"{source} is a checkpoint of an unknown kind: it begins with {first}. Files of timm, the "
+        "original MAE and big_vision are known; of other models name the folder with config.json."
+    )
+
+
+def read(origin: str, source: Path) -> Converted:
+    """A checkpoint of a known kind in our terms.
+
+    Raises:
+        FileNotFoundError, ValueError: for one that is damaged or cannot be expressed.
+    """
+    try:
+        with quiet_transformers():
+            return READERS[origin](source)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # safetensors and transformers raise of every kind on damaged files
+        raise ValueError(f"{source} cannot be read: {first_line(error)}") from error
+
+
+def write(
+    to: str, model: VitMaePreTrainedModel, processor: VitMaeImageProcessor, folder: Path
+) -> list[str]:
+    """Fill a folder that the library `to` opens: -> what could not be written, in words."""
+    with quiet_transformers():
+        if to == TRANSFORMERS:
+            from hf_vitmae.convert import from_transformers
+
+            lost = from_transformers.write(model, processor, folder)
+            return [f"transformers has no place for {line}." for line in lost]
+        if to == TIMM:
+            from hf_vitmae.convert import from_timm
+
+            from_timm.write_folder(model, processor, folder)
+        else:
+            save_model(folder, model, processor)
+    return []
+
+
+def _recognise_folder(folder: Path) -> str:
+    file = folder / "config.json"
+    if not file.is_file():
+        found = (folder / "model" / "config.json").is_file()
+        mend = f"did you mean {folder / 'model'}?" if found else "name the folder of a saved model."
+        raise FileNotFoundError(f"{folder} holds no model (no config.json); {mend}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); fetch it anew.") from error
+    config = config if isinstance(config, dict) else {}
+    model_type = config.get("model_type")
+    if model_type == VitMaeConfig.model_type:
+        return OURS
+    if model_type in TRANSFORMERS_TYPES:
+        return TRANSFORMERS
+    if "architecture" in config:
+        return TIMM
+    known = ", ".join((VitMaeConfig.model_type, *TRANSFORMERS_TYPES))
+    raise ValueError(
+        f"{folder} is a checkpoint of an unknown kind: its `model_type` is {model_type!r}. Known "
+        f"are {known}, and timm's `architecture`."
+    )
+
+
+def _holds_arrays(source: Path) -> bool:
+    """Whether this is an archive of NumPy arrays."""
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
+
+
+def _read_ours(source: Path) -> Converted:
+    config = load_config(str(source))
+    name = (config.architectures or ["VitMaeModel"])[0]
+    kind = getattr(modeling_vitmae, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, VitMaePreTrainedModel)):
+        raise ValueError(f"{source} is a {name}, which is no class of this package.")
+    model, new, _ = load_model(kind, str(source), config)
+    if new:
+        raise ValueError(f"{source} is a {name} without weights for its {', '.join(sorted(new))}.")
+    processor = load_processor(str(source), config)
+    return Converted(config, model.state_dict(), kind, processor, [f"A {name}."])
+
+
+def _read_transformers(source: Path) -> Converted:
+    from hf_vitmae.convert import from_transformers
+
+    return from_transformers.read(str(source))
+
+
+def _read_timm(source: Path) -> Converted:
+    from hf_vitmae.convert import from_timm
+
+    if source.is_dir():
+        return from_timm.read(source)
+    is_named = source.stem.startswith("vit")  # the file is called as timm calls the model
+    weights = state_dict(load_pickle(source))
+    return from_timm.read(weights, model_name=source.stem if is_named else None)
+
+
+def _read_big_vision(source: Path) -> Converted:
+    from hf_vitmae.convert import from_big_vision
+
+    return from_big_vision.read(source)
+
+
+READERS: dict[str, Callable[[Path], Converted]] = {
+    OURS: _read_ours,
+    TRANSFORMERS: _read_transformers,
+    TIMM: _read_timm,
+    MAE: from_mae.read,
+    BIG_VISION: _read_big_vision,
+}
+
+
+def _compare(
+    origin: str,
+    source: Path,
+    to: str,
+    written: Path,
+    model: VitMaePreTrainedModel,
+    pixel_values: Tensor,
+) -> str:
+    """How far outputs before and after are apart, in words.
+
+    Raises:
+        ValueError: if they are of different models.
+    """
+    noise = torch.rand(1, model.config.num_patches, generator=torch.Generator().manual_seed(1))
+    noted, before, after = [], our_output(model), our_output(model)
+    names = [SPOKEN[OURS], SPOKEN[OURS]]
+    try:
+        before, names[0] = open_model(origin, source, model), SPOKEN.get(origin, origin)
+    except NotCompared as error:
+        noted.append(f"Not compared with {SPOKEN.get(origin, origin)}: {error}.")
+    try:
+        after, names[1] = open_model(to, written, model), SPOKEN.get(to, to)
+    except NotCompared as error:
+        noted.append(f"Not opened with {SPOKEN.get(to, to)}: {error}.")
+    with torch.no_grad():
+        expected, got = before(pixel_values, noise), after(pixel_values, noise)
+    difference, scale = (got - expected).abs().max().item(), expected.abs().max().item()
+    if not difference <= TOLERANCE * max(1.0, scale):
+        raise ValueError(
+            f"The outputs of {names[0]} and of {names[1]} differ by {difference:.2g} (they reach "
+            f"{scale:.2g}), so nothing was written; the checkpoint is not what it seems."
+        )
+    if names[0] != names[1]:
+        noted.append(
+            f"Largest difference between the outputs of {names[0]} and of {names[1]}: "
+            f"{difference:.2g} (they reach {scale:.2g})."
+        )
+    return "\n".join(noted)
+
+
+def _pixel_values(image: Path | None, converted: Converted) -> Tensor:
+    """What outputs are compared on: (1, C, H, W)."""
+    config = converted.config
+    if image is None:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(1, config.num_channels, *config.image_pair, generator=generator)
+    try:
+        with Image.open(image) as picture:
+            return converted.processor(picture, return_tensors="pt")["pixel_values"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no image {str(image)!r}; check the path.") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{image} cannot be read as an image: {first_line(error)}") from error
+
+
+def _free_folder(destination: Path) -> Path:
+    folder = destination.expanduser().resolve()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{destination} is there already; name a new or empty folder.")
+    return folder
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside it to write in; it takes its name at the end, and is gone after an error."""
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.replace(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for parent in new_parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise

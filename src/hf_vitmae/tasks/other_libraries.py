@@ -1,0 +1,138 @@
+"""A model as each library itself opens it, to compare what they make of the same image."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from hf_vitmae.convert.pickles import load_pickle
+from hf_vitmae.models.modeling_vitmae import (
+    VitMaeForImageClassification,
+    VitMaeForPreTraining,
+    VitMaeModel,
+    VitMaePreTrainedModel,
+)
+
+OURS, TRANSFORMERS, TIMM = "hf_vitmae", "transformers", "timm"
+MAE, BIG_VISION = "mae", "big_vision"
+
+Output = Callable[[Tensor, Tensor], Tensor]
+"""Images (1, C, H, W) and noise (1, N) -> logits or, of an encoder, all tokens (1, L, D)."""
+
+
+class NotCompared(Exception):
+    """A library is not here, or does not open the model."""
+
+
+def open_model(system: str, where: Path, model: VitMaePreTrainedModel) -> Output:
+    """A folder or file as the library `system` itself opens it.
+
+    Args:
+        model: what the checkpoint is in our terms.
+
+    Raises:
+        NotCompared: saying why there is nothing to compare with.
+    """
+    if system == TIMM:
+        return _timm_output(where, model)
+    if system not in (OURS, TRANSFORMERS):
+        raise NotCompared("there is no library of it")
+    with quiet_transformers():
+        if system == OURS:
+            return our_output(type(model).from_pretrained(where, dtype=torch.float32))
+        return _transformers_output(where, type(model))
+
+
+def our_output(model: VitMaePreTrainedModel) -> Output:
+    """A model of this package, in evaluation mode."""
+
+    def output(pixel_values: Tensor, noise: Tensor) -> Tensor:
+        if isinstance(model, VitMaeForPreTraining):
+            return model(pixel_values, noise=noise).logits
+        found = model(pixel_values)
+        return found.last_hidden_state if isinstance(model, VitMaeModel) else found.logits
+
+    return output
+
+
+def _transformers_output(where: Path, kind: type[VitMaePreTrainedModel]) -> Output:
+    import transformers
+
+    openers: dict[type, Any] = {
+        VitMaeForPreTraining: transformers.AutoModelForPreTraining,
+        VitMaeForImageClassification: transformers.AutoModelForImageClassification,
+    }
+    try:
+        opener = openers.get(kind, transformers.AutoModel)
+        model = opener.from_pretrained(where, dtype=torch.float32).eval()
+    except (ValueError, OSError) as error:
+        raise NotCompared(first_line(error)) from error
+    is_masked = model.config.model_type == "vit_mae"
+
+    def output(pixel_values: Tensor, noise: Tensor) -> Tensor:
+        if kind is VitMaeForPreTraining:
+            return model(pixel_values, noise=noise).logits
+        if is_masked:  # it shuffles patches even where it hides none; ascending noise leaves them
+            model.config.mask_ratio = 0.0
+            noise = noise.sort(dim=1).values
+            return model(pixel_values, noise=noise).last_hidden_state
+        found = model(pixel_values)
+        return found.logits if kind is VitMaeForImageClassification else found.last_hidden_state
+
+    return output
+
+
+def _timm_output(where: Path, model: VitMaePreTrainedModel) -> Output:
+    try:
+        import timm
+    except Exception as error:  # torchvision, which it needs, may be there and not load
+        raise NotCompared(f"timm cannot be imported ({first_line(error)})") from error
+    from hf_vitmae.convert import to_timm
+
+    config, has_head = model.config, isinstance(model, VitMaeForImageClassification)
+    theirs: Any
+    if where.is_dir():
+        theirs = timm.create_model(f"local-dir:{where}", pretrained=True).eval()
+    else:
+        theirs = timm.create_model(
+            to_timm.architecture(config),
+            num_classes=config.num_labels if has_head else 0,
+            **to_timm.model_arguments(config),
+        ).eval()
+        theirs.load_state_dict(state_dict(load_pickle(where)))
+
+    def output(pixel_values: Tensor, noise: Tensor) -> Tensor:
+        if has_head:
+            return theirs(pixel_values)
+        return theirs.fc_norm(theirs.forward_features(pixel_values))  # one of the norms is none
+
+    return output
+
+
+def state_dict(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The weights in a file of timm's training script, or a file that is just weights."""
+    weights = checkpoint.get("state_dict")
+    return weights if isinstance(weights, dict) else checkpoint
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no loading report: what was read is said in our own words."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
