@@ -1,6 +1,8 @@
 """Weights as 8-bit integers through torchao: the answers stay, the memory shrinks."""
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
 
 from .tiny import random_images, tiny_config
 
-pytestmark = pytest.mark.network  # torchao is not of the environment: it speaks at every import
-quantization = pytest.importorskip("torchao.quantization")
-TorchAOBaseTensor = pytest.importorskip("torchao.utils").TorchAOBaseTensor
+# torchao is not of the environment: transformers imports it at once, and every command then prints
+# its troubles. By hand: pip install -e '.[quantize]', then this file with `-m network`.
+pytestmark = pytest.mark.network
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, Ten
 
 
 def load_quantised(folder: Path) -> VitMaeForImageClassification:
+    quantization: Any = importlib.import_module("torchao.quantization")
     quantisation = TorchAoConfig(quantization.Int8WeightOnlyConfig())
     return AutoModelForImageClassification.from_pretrained(folder, quantization_config=quantisation)
 
@@ -47,11 +50,12 @@ def test_int8_weights_change_logits_by_less_than_one_percent(
     trained: tuple[Path, Tensor, Tensor],
 ) -> None:
     folder, images, expected = trained
+    quantised = importlib.import_module("torchao.utils").TorchAOBaseTensor
     model = load_quantised(folder)
     assert type(model) is VitMaeForImageClassification
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            assert isinstance(module.weight, TorchAOBaseTensor), name
+            assert isinstance(module.weight, quantised), name
     got = model(images).logits
     difference = (got - expected).norm() / expected.norm()
     assert 0 < difference < 0.01
