@@ -34,7 +34,7 @@ def load_config(name: str) -> VitMaeConfig:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         if folder.is_dir():
-            raise ValueError(f"{name}/config.json cannot be used: {_first_line(error)}") from error
+            raise ValueError(f"{name}/config.json cannot be used: {first_line(error)}") from error
         raise FileNotFoundError(
             f"There is no model {name!r}: no such folder, and not to be had from the Hub; "
             "check the name."
@@ -64,7 +64,7 @@ def load_model(
         ValueError: if the weights are unreadable, or some of the encoder's are missing.
     """
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = model_class.from_pretrained(
                 name,
                 config=config,
@@ -73,7 +73,7 @@ def load_model(
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors and transformers raise of every kind on damaged files
-        raise ValueError(f"The weights of {name} cannot be used: {_first_line(error)}") from error
+        raise ValueError(f"The weights of {name} cannot be used: {first_line(error)}") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     encoder = [key for key in missing if key.startswith("vit.")]
@@ -109,7 +109,7 @@ def save_model(folder: Path, model: VitMaePreTrainedModel, processor: VitMaeImag
     """Write model and processor in Hugging Face format; the folder is whole or absent."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with _quiet_transformers():
+    with quiet_transformers():
         model.save_pretrained(unfinished)
     processor.save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
@@ -117,7 +117,7 @@ def save_model(folder: Path, model: VitMaePreTrainedModel, processor: VitMaeImag
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No bars and no loading report: the task says in its own words what was loaded."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     own, own_level = getLogger("hf_vitmae"), getLogger("hf_vitmae").level
@@ -133,5 +133,6 @@ def _quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

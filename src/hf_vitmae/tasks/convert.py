@@ -25,7 +25,14 @@ from hf_vitmae.models import modeling_vitmae
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
-from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor, save_model
+from hf_vitmae.tasks.checkpoints import (
+    first_line,
+    load_config,
+    load_model,
+    load_processor,
+    quiet_transformers,
+    save_model,
+)
 from hf_vitmae.tasks.other_libraries import (
     BIG_VISION,
     MAE,
@@ -33,10 +40,8 @@ from hf_vitmae.tasks.other_libraries import (
     TIMM,
     TRANSFORMERS,
     NotCompared,
-    first_line,
     open_model,
     our_output,
-    quiet_transformers,
     state_dict,
 )
 

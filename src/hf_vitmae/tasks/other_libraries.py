@@ -1,13 +1,11 @@
 """A model as each library itself opens it, to compare what they make of the same image."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import logging
 
 from hf_vitmae.convert.pickles import load_pickle
 from hf_vitmae.models.modeling_vitmae import (
@@ -16,6 +14,7 @@ from hf_vitmae.models.modeling_vitmae import (
     VitMaeModel,
     VitMaePreTrainedModel,
 )
+from hf_vitmae.tasks.checkpoints import first_line, quiet_transformers
 
 OURS, TRANSFORMERS, TIMM = "hf_vitmae", "transformers", "timm"
 MAE, BIG_VISION = "mae", "big_vision"
@@ -117,22 +116,3 @@ def state_dict(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The weights in a file of timm's training script, or a file that is just weights."""
     weights = checkpoint.get("state_dict")
     return weights if isinstance(weights, dict) else checkpoint
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and no loading report: what was read is said in our own words."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
