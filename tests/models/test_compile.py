@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.modeling_vitmae import (
     VitMaeForImageClassification,
+    VitMaeForMaskedPatchPrediction,
     VitMaeForNextPatchPrediction,
+    VitMaeForPreTraining,
+    VitMaeModel,
     VitMaePreTrainedModel,
 )
 
@@ -93,6 +98,44 @@ def test_a_batch_of_another_size_takes_one_more_graph_and_no_more() -> None:
     assert graphs == [graphs[0], graphs[0] + 1, graphs[0] + 1, graphs[0] + 1]
 
 
+def some_padding(config: VitMaeConfig) -> Tensor:
+    """No data in other patches of each image, in none of the last: bool (3, N)."""
+    places = torch.arange(config.num_patches)
+    return torch.stack([places >= 9, places % 4 == 1, places < 0])
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_padding(kind: Any) -> None:
+    model, inputs = make(kind, "linear")
+    inputs["padding_mask"] = some_padding(model.config)
+    assert_close(compiled(model)(**inputs), model(**inputs))
+
+
+@pytest.mark.parametrize("counts", [(3, 7, 5), (4, 4, 4)], ids=["different", "equal"])
+@pytest.mark.parametrize("padded", [False, True], ids=["no padding", "padding"])
+@pytest.mark.parametrize("kind", [VitMaeForPreTraining, VitMaeForMaskedPatchPrediction])
+def test_a_mask_by_hand(kind: Any, padded: bool, counts: tuple[int, ...]) -> None:
+    model, inputs = make(kind, "linear")
+    places = torch.arange(model.config.num_patches).flip(0)
+    inputs["mask"] = torch.stack([places < count for count in counts])
+    if padded:
+        inputs["padding_mask"] = some_padding(model.config)
+    assert_close(compiled(model)(**inputs), model(**inputs))
+
+
+def test_an_encoder_compiled_puts_what_a_mask_hides_behind_the_visible_tokens() -> None:
+    model, inputs = make(VitMaeModel, "linear")
+    mask = torch.zeros(3, model.config.num_patches, dtype=torch.bool)
+    mask[:, 2:7] = True
+    got, expected = compiled(model)(**inputs, mask=mask), model(**inputs, mask=mask)
+    visible = expected.last_hidden_state.shape[1]
+    assert visible == 1 + model.config.num_patches - 5
+    torch.testing.assert_close(
+        got.last_hidden_state[:, :visible], expected.last_hidden_state, rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(got.pooler_output, expected.pooler_output, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("prefix", [5, torch.tensor([1, 0, 12])], ids=["number", "lengths"])
 def test_next_patch_prediction_with_a_prefix(prefix: Any) -> None:
     model, inputs = make(VitMaeForNextPatchPrediction, "linear")
@@ -110,8 +153,29 @@ def test_a_wrong_prefix_is_refused_as_without_a_compiler(prefix: int) -> None:
         compiled(model)(**inputs, num_prefix_patches=prefix)
 
 
+with_inductor = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="inductor needs a C++ compiler"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@with_inductor
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, to transformers and itself
+@pytest.mark.parametrize("kind", [VitMaeModel, VitMaeForPreTraining])
+def test_flex_attention_set_at_run_time(kind: Any) -> None:
+    """transformers compiles it; on a CPU it has no backward."""
+    model, inputs = make(kind, "linear")
+    for padding_mask in (None, some_padding(model.config)):
+        inputs["padding_mask"] = padding_mask
+        model.set_attn_implementation("sdpa")
+        expected = model(**inputs)
+        model.set_attn_implementation("flex_attention")
+        with torch.no_grad():
+            assert_close(model(**inputs), expected)
+
+
+@pytest.mark.slow
+@with_inductor
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
 def test_inductor() -> None:
     model, inputs = make(VitMaeForImageClassification, "linear")

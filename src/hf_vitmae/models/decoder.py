@@ -40,9 +40,10 @@ class Decoder(PositionTable):
         """(B, 1 + K, D), (B, N), bool (B, N) -> (B, N, P).
 
         Args:
-            padding: bool (B, N), True = holds no data: kept out of attention.
+            padding: bool (B, N), True = holds no data: a mask token, kept out of attention.
         """
-        tokens = self.insert_mask_tokens(self.embed(latent), ids_restore, mask)  # (B, 1 + N, D')
+        gaps = mask if padding is None else mask | padding
+        tokens = self.insert_mask_tokens(self.embed(latent), ids_restore, gaps)  # (B, 1 + N, D')
         tokens = tokens + self.positions(grid)
         attention_mask = None
         if padding is not None:

@@ -20,7 +20,8 @@ class PatchOrder:
         restore: (B, N) the place of each patch: the inverse of `shuffle`.
         mask: (B, N) bool in raster order, True = hidden; padding is neither hidden nor visible.
         num_visible: K, the length of the prefix that the encoder reads: the largest number of
-            visible patches of any image.
+            visible patches of any image. In a compiled graph, whose shapes may not depend on what
+            the masks hold, the largest that is possible.
         is_visible: (B, K) bool, False where an image has fewer than K visible patches; None when
             all have K.
     """
@@ -68,8 +69,9 @@ def order_from_noise(noise: Tensor, mask_ratio: float, padding: Tensor | None = 
     if num_visible == num_patches:
         noise = torch.zeros_like(noise)
     if padding is not None:
-        visible = [num_visible_patches(int(count), mask_ratio) for count in (~padding).sum(dim=1)]
-        return _order(noise, torch.tensor(visible, device=noise.device), padding)
+        of_count = [num_visible_patches(count, mask_ratio) for count in range(num_patches + 1)]
+        visible = torch.tensor(of_count, device=noise.device)[(~padding).sum(dim=1)]
+        return _order(noise, visible, num_visible, padding)
     shuffle = noise.argsort(dim=1, stable=True)
     restore = shuffle.argsort(dim=1)
     return PatchOrder(shuffle, restore, restore >= num_visible, num_visible)
@@ -82,11 +84,15 @@ def order_from_mask(mask: Tensor, padding: Tensor | None = None) -> PatchOrder:
     are padded.
     """
     out = mask if padding is None else mask | padding
-    return _order(mask.float(), (~out).sum(dim=1), padding)
+    return _order(mask.float(), (~out).sum(dim=1), mask.shape[1], padding)
 
 
-def _order(key: Tensor, visible: Tensor, padding: Tensor | None) -> PatchOrder:
-    """Of each image the first so many patches by key (B, N), `visible` (B,), padding last."""
+def _order(key: Tensor, visible: Tensor, at_most: int, padding: Tensor | None) -> PatchOrder:
+    """Of each image the first so many patches by key (B, N), `visible` (B,), padding last.
+
+    Args:
+        at_most: what no image's number of visible patches exceeds.
+    """
     if padding is not None:
         key = key.masked_fill(padding, torch.inf)
     shuffle = key.argsort(dim=1, stable=True)
@@ -94,8 +100,9 @@ def _order(key: Tensor, visible: Tensor, padding: Tensor | None) -> PatchOrder:
     mask = restore >= visible[:, None]  # (B, N)
     if padding is not None:
         mask = mask & ~padding
-    num_visible = int(visible.max())
-    if bool((visible == num_visible).all()):
+    is_compiling = torch.compiler.is_compiling()
+    num_visible = at_most if is_compiling else int(visible.max())
+    if not is_compiling and bool((visible == num_visible).all()):
         return PatchOrder(shuffle, restore, mask, num_visible)
     places = torch.arange(num_visible, device=key.device)
     return PatchOrder(shuffle, restore, mask, num_visible, places < visible[:, None])

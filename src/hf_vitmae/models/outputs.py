@@ -12,8 +12,9 @@ class VitMaeModelOutput(ModelOutput):
 
     Args:
         last_hidden_state: (B, 1 + N, D), or (B, 1 + K, D) when patches were hidden: [CLS |
-            patches], normalised. K is the largest number of visible patches of any image; what an
-            image has beyond its own is padding.
+            patches], normalised. K is the largest number of visible patches of any image (in a
+            compiled graph, with a mask by hand or padding: that is possible); what an image has
+            beyond its own is padding.
         pooler_output: (B, D), pooled as `config.pooling` says, normalised.
         mask: bool (B, N), True = hidden; None when nothing was asked to be hidden.
         ids_restore: (B, N), the place of each patch in [visible | hidden]; None likewise.
