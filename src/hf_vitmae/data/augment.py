@@ -15,14 +15,20 @@ from torch import Tensor
 
 from hf_vitmae.models.resizing import resize_nearest
 
+from .decode import decode
+
 CROP_ATTEMPTS = 10  # then the largest allowed crop in the centre
 
 
 class Transform(Protocol):
-    """What the loader calls: uint8 (C, H, W) -> uint8 (C, H', W') of one fixed size."""
+    """What the loader calls: an image of any size -> uint8 (C, H', W') of one fixed size."""
 
     @property
     def num_channels(self) -> int: ...
+
+    def read(self, encoded: bytes, generator: np.random.Generator, name: str) -> Tensor:
+        """Decode and transform: bytes -> uint8 (C, H', W'); `BadImage` where that cannot be."""
+        ...
 
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor: ...
 
@@ -85,6 +91,10 @@ class TrainTransform:
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip must lie in 0..1, not {self.horizontal_flip}.")
 
+    def read(self, encoded: bytes, generator: np.random.Generator, name: str) -> Tensor:
+        """Decode and transform one image: bytes -> uint8 (C, *image_size)."""
+        return self(decode(encoded, self.num_channels, name), generator)
+
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         """Transform one image: uint8 (C, H, W) -> uint8 (C, *image_size)."""
         return self._cut_image(image, self._draw(image, generator))
@@ -136,6 +146,10 @@ class EvalTransform:
     def num_channels(self) -> int:
         """Channels that the processor expects."""
         return self.processor.num_channels
+
+    def read(self, encoded: bytes, generator: np.random.Generator, name: str) -> Tensor:
+        """Decode and transform one image: bytes -> uint8 (C, H', W')."""
+        return self(decode(encoded, self.num_channels, name))
 
     def __call__(self, image: Tensor, generator: np.random.Generator | None = None) -> Tensor:
         """Transform one image: uint8 (C, H, W) -> uint8 (C, H', W'); the generator is not used."""

@@ -11,6 +11,23 @@ from hf_vitmae.models.pictures import UnfitPicture, picture_to_tensor
 from hf_vitmae.models.segmentation_maps import class_ids
 
 
+class BadImage(ValueError):
+    """An image, or its label map, that cannot be used: the message is `name` and `reason`.
+
+    Args:
+        name: what the image is known by: its file, or its row of a data set.
+        reason: what is wrong with it, from the verb on.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:  # workers send it to the main process
+        return type(self), (self.name, self.reason)
+
+
 def decode(encoded: bytes, num_channels: int, name: str = "The image") -> Tensor:
     """Decode one image: bytes -> uint8 (C, H, W).
 
@@ -19,7 +36,7 @@ def decode(encoded: bytes, num_channels: int, name: str = "The image") -> Tensor
         name: what an error calls the image.
 
     Raises:
-        ValueError: if the image cannot be decoded, is too large to be trusted, holds 32-bit values,
+        BadImage: if the image cannot be decoded, is too large to be trusted, holds 32-bit values,
             or does not have the bands that `num_channels` asks for.
     """
     return _decode(encoded, lambda picture: picture_to_tensor(picture, num_channels), name)
@@ -34,7 +51,7 @@ def decode_label_map(encoded: bytes, name: str = "The label map") -> Tensor:
         name: what an error calls the map.
 
     Raises:
-        ValueError: if the map cannot be decoded or holds colours, transparency or floats.
+        BadImage: if the map cannot be decoded or holds colours, transparency or floats.
     """
     return _decode(encoded, _class_ids, name)
 
@@ -55,10 +72,10 @@ def _decode(encoded: bytes, read: Callable[[Image.Image], Tensor], name: str) ->
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return read(Image.open(io.BytesIO(encoded)))
     except UnfitPicture as error:
-        raise ValueError(f"{name} {error}") from error
+        raise BadImage(name, str(error)) from error
     except Exception as error:  # Pillow's readers raise of every kind on damaged files
-        raise ValueError(
-            f"{name} cannot be decoded: {_one_line(error)}; remove it or save it anew."
+        raise BadImage(
+            name, f"cannot be decoded: {_one_line(error)}; remove it or save it anew."
         ) from error
 
 

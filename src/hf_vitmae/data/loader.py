@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import Transform
-from .decode import decode, decode_label_map
+from .decode import BadImage, decode, decode_label_map
 from .image_source import ImageSource, Record
 from .order import (
     Place,
@@ -156,9 +156,10 @@ class _Reader(Dataset[Batch | Exception]):
         generator = random_stream(self.stream, self.seed, place.epoch, place.slot)
         noise = generator.random(self.num_noise or 0, dtype=np.float32)
         record = self.source[place.index]
-        image = decode(record.encoded, self.transform.num_channels, record.name)
         if record.label_map is None:
-            return _Sample(self.transform(image, generator), None, noise)
+            image = self.transform.read(record.encoded, generator, record.name)
+            return _Sample(image, None, noise)
+        image = decode(record.encoded, self.transform.num_channels, record.name)
         label_map = _decode_label_map(record, image)
         return _Sample(*self.transform.with_label_map(image, label_map, generator), noise)
 
@@ -169,9 +170,10 @@ def _decode_label_map(record: Record, image: Tensor) -> Tensor:
     label_map = decode_label_map(record.label_map, f"The label map of {record.name}")
     if label_map.shape != image.shape[1:]:
         (height, width), (map_height, map_width) = image.shape[1:], label_map.shape
-        raise ValueError(
-            f"{record.name} has {height}x{width} pixels (height x width) and its label map "
-            f"{map_height}x{map_width}; save the map in the size of its image, upright like it."
+        raise BadImage(
+            record.name,
+            f"has {height}x{width} pixels (height x width) and its label map "
+            f"{map_height}x{map_width}; save the map in the size of its image, upright like it.",
         )
     return label_map
 
