@@ -186,6 +186,33 @@ def test_there_and_back_is_the_same(older: bool, has_head: bool, tmp_path: Path)
     assert_same_bytes(write(build(converted), older=older), arrays)
 
 
+def with_pre_logits(older: bool) -> Arrays:
+    """An encoder and the layer that came before the head, of 7 values."""
+    arrays = {name: value for name, value in random_arrays(older).items() if "head/" not in name}
+    generator, before = np.random.default_rng(1), "" if older else "params/"
+    arrays[f"{before}pre_logits/kernel"] = generator.normal(0, 0.3, (WIDTH, 7)).astype(np.float32)
+    arrays[f"{before}pre_logits/bias"] = generator.normal(0, 0.3, 7).astype(np.float32)
+    return arrays
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_pre_logits_without_a_head_are_the_pooler(older: bool, tmp_path: Path) -> None:
+    arrays = with_pre_logits(older)
+    converted = read(save(tmp_path, arrays))
+    model = build(converted)
+    assert converted.kind is VitMaeModel and converted.config.pooler_output_size == 7
+    assert_same_bytes(write(model, older=older), arrays)
+    before = "" if older else "params/"
+    as_head = {name.replace("pre_logits", "head"): value for name, value in arrays.items()}
+    assert as_head.keys() >= {f"{before}head/kernel", f"{before}head/bias"}
+    pixel_values = random_images(model.config, batch=1)
+    image = pixel_values[0].permute(1, 2, 0).double().numpy()
+    expected = np.tanh(reference_logits(image, as_head, older))
+    with torch.no_grad():
+        got = model(pixel_values).pooler_output[0].numpy()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
 def test_geometry_is_read_from_the_arrays(tmp_path: Path) -> None:
     converted = read(save(tmp_path, random_arrays()))
     config = converted.config
@@ -302,6 +329,10 @@ def test_pickled_objects_are_refused_unread(tmp_path: Path) -> None:
         ({"layer_norm_eps": 1e-12}, "`layer_norm_eps` is 1e-12"),
         ({"pooling": "mean"}, "`pooling` is 'mean', not 'cls'"),
         ({"qkv_bias": False}, "`qkv_bias` is False"),
+        (
+            {"pooler_output_size": 8, "pooler_act": "gelu"},
+            "`pooler_act` is 'gelu', not 'tanh'",
+        ),
         ({"layer_scale_init_value": 0.1}, "`layer_scale_init_value` is 0.1"),
         ({"stem_depths": (1, 1), "patch_size": 8}, "`stem_depths`"),
     ],

@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
@@ -22,6 +21,7 @@ from transformers import (
     ViTMAEForPreTraining,
     ViTModel,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vitmae.convert.converted import build
 from hf_vitmae.convert.from_transformers import our_processor, read, their_processor, write
@@ -58,6 +58,14 @@ def our_model(kind: type[VitMaePreTrainedModel], **fields: Any) -> Any:
     model = kind(tiny_config(layer_norm_eps=1e-5, **fields))
     stir(model)
     return model.eval()
+
+
+POOLERS: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "tanh": {},
+    "narrow": {"pooler_output_size": 24, "pooler_act": "gelu"},
+}
+with_and_without_pooler = pytest.mark.parametrize("pooler", POOLERS.values(), ids=POOLERS)
 
 
 def results(model: Any, pixel_values: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -150,6 +158,46 @@ def test_ours_there_and_back_is_the_same_bytes(
     )
 
 
+@with_and_without_pooler
+def test_theirs_here_and_back_keeps_the_pooler(
+    pooler: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    theirs = their_model(ViTModel, **(pooler or {}))
+    if pooler is None:
+        theirs.pooler = None
+    save_with_old_names(theirs, tmp_path / "theirs")
+    converted = read(str(tmp_path / "theirs"))
+    assert ("pooler.dense.weight" in converted.weights) == (pooler is not None)
+    assert len(converted.said) == 1
+    assert write(build(converted), None, tmp_path / "back") == []
+    before, after = (tmp_path / name for name in ("theirs", "back"))
+    names = ("model.safetensors", "config.json")
+    assert_same_bytes(load_file(after / names[0]), load_file(before / names[0]))
+    assert json.loads((after / names[1]).read_text()) == json.loads((before / names[1]).read_text())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@with_and_without_pooler
+def test_ours_there_and_back_keeps_the_pooler(
+    pooler: dict[str, Any] | None, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    fields = None if pooler is None else {"pooler_output_size": 32} | pooler
+    ours = our_model(VitMaeModel, position_embedding="learned", **(fields or {})).to(dtype)
+    assert write(ours, None, tmp_path) == []
+    converted = read(str(tmp_path))
+    assert converted.kind is VitMaeModel
+    assert_same_bytes(converted.weights, ours.state_dict())
+    names = ("pooler_output_size", "pooler_act")
+    assert all(getattr(converted.config, n) == getattr(ours.config, n) for n in names)
+    theirs, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(theirs) is ViTModel and not report["unexpected_keys"]
+    assert ("pooler.dense.weight" in report["missing_keys"]) == (pooler is None)
+    if pooler is not None and dtype == torch.float32:
+        pixel_values = random_images(ours.config)
+        expected, got = ours(pixel_values).pooler_output, theirs(pixel_values).pooler_output
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
 def decoder_fields(config: VitMaeConfig) -> list[str]:
     return [name for name in config.to_dict() if name.startswith("decoder_")]
 
@@ -162,8 +210,6 @@ def test_theirs_here_and_back_is_the_same_file(
     theirs = their_model(their_kind, **labels)
     if their_kind is ViTMAEForPreTraining:
         fix_positions(theirs)
-    if their_kind is ViTModel:
-        theirs.pooler = None
     save_with_old_names(theirs, tmp_path / "theirs")
     write(build(read(str(tmp_path / "theirs"))), None, tmp_path / "back")
     names = [tmp_path / folder / "model.safetensors" for folder in ("theirs", "back")]
@@ -267,6 +313,11 @@ def test_a_stretch_before_a_crop_is_said(size: Any, is_stretched: bool, tmp_path
     ("kind", "fields", "what"),
     [
         (VitMaeForImageClassification, {"pooling": "mean"}, '`pooling` "mean"'),
+        (
+            VitMaeModel,
+            {"pooling": "mean", "pooler_output_size": 8},
+            'pooler after `pooling` "mean"',
+        ),
         (VitMaeModel, {"layer_scale_init_value": 0.1}, "`layer_scale_init_value`"),
         (VitMaeModel, {"is_causal": True, "mask_ratio": 0.0, "pooling": "mean"}, "`is_causal`"),
         (VitMaeForPreTraining, {"image_size": (16, 32)}, "that is no square"),

@@ -62,6 +62,7 @@ def test_names_in_memory_and_on_disk_are_the_golden_ones(
     ("part", "kind", "fields"),
     [
         ("stem", VitMaeModel, HYBRID),
+        ("pooler", VitMaeModel, {"pooler_output_size": 24}),
         ("multi_layer", VitMaeForSemanticSegmentation, {"segmentation_head": "multi_layer"}),
         ("pyramid", VitMaeBackbone, {"feature_pyramid": True, "patch_size": 16}),
     ],
@@ -77,11 +78,11 @@ def test_names_of_optional_parts_are_the_golden_ones(
 
 def test_encoder_names_are_those_of_transformers_vit() -> None:
     config = tiny_config()
-    theirs = ViTModel(
-        ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16),
-        add_pooling_layer=False,
-    )
-    assert VitMaeModel(config).state_dict().keys() == theirs.state_dict().keys()
+    theirs = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16)
+    plain, pooled = (ViTModel(theirs, add_pooling_layer=answer) for answer in (False, True))
+    assert VitMaeModel(config).state_dict().keys() == plain.state_dict().keys()
+    config = config.with_fields(pooler_output_size=32)
+    assert VitMaeModel(config).state_dict().keys() == pooled.state_dict().keys()
 
 
 @pytest.mark.parametrize("position_embedding", ["sincos", "learned"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
@@ -108,6 +109,10 @@ def test_saved_loaded_and_merged_it_gives_the_same_logits(pretrained: Path, tmp_
     assert torch.equal(plain(images).logits, merged(images).logits)
 
 
+@pytest.mark.skipif(
+    transformers.__version__.startswith("5.17."),
+    reason="load_adapter of transformers 5.17 leaves out modules_to_save, of its own ViT too",
+)
 def test_transformers_opens_an_adapter_by_itself(pretrained: Path, tmp_path: Path) -> None:
     model = adapted(pretrained)
     train(model, tmp_path / "run")

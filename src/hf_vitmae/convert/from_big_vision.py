@@ -34,17 +34,18 @@ ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")  # two names of the same functio
 LAYER_NORM_EPS = 1e-6
 FIXED_TOLERANCE = 1e-6
 PARAMETERS = "params/"  # before the names, where a file also holds the state of training
+PRE_LOGITS = "pre_logits/kernel"  # a tanh layer on the class token
 _WHAT = "The big_vision checkpoint"
 
 UNKNOWN_PARTS = {  # by a part of an array's name
     "MAPHead_0/": "attention pooling",
-    "pre_logits/": "a tanh layer before its head",
     "conv_root/": "a hybrid's stem",
     "encoderblock/": "all blocks stacked in one (`scan=True`)",
     "head_dist/": "a distillation head",
 }
 NUM_AXES = {  # by the end of an array's name
     "embedding/kernel": 4,
+    PRE_LOGITS: 2,
     "pos_embedding": 3,
     **{f"{part}/kernel": 3 for part in ("query", "key", "value", "out")},
     **{f"{part}/bias": 2 for part in ("query", "key", "value")},
@@ -111,6 +112,8 @@ def read(path: str | Path, *, image_size: int | Sequence[int] | None = None) -> 
     prefix = "" if kind is VitMaeModel else "vit."
     if kind is VitMaeForImageClassification:
         fields["num_labels"] = weights["head/kernel"].shape[1]
+    if PRE_LOGITS in weights:
+        fields["pooler_output_size"] = weights[PRE_LOGITS].shape[1]
     config = VitMaeConfig(**fields)
     ours = to_ours(weights, _rules(prefix, names, config.num_attention_heads), _WHAT)
     said.append("How to prepare its images is not stated; pixels are brought to -1..1.")
@@ -189,6 +192,8 @@ def _check_readable(weights: Mapping[str, Tensor], names: Names) -> None:
     for part, what in UNKNOWN_PARTS.items():
         if found := next((name for name in weights if f"/{part}" in f"/{name}"), None):
             _refuse(f"it has {what} (`{found}`), which no model here has")
+    if PRE_LOGITS in weights and "head/kernel" in weights:
+        _refuse(f"it has a tanh layer before its head (`{PRE_LOGITS}`), which no model here has")
     if "cls" not in weights and "embedding/kernel" in weights:
         _refuse("it has no class token (`cls`), which every model here has")
     first = "Transformer/encoderblock_0"
@@ -279,6 +284,8 @@ def _check_writable(config: VitMaeConfig) -> None:
         "stem_depths": (None,),
         "layer_scale_init_value": (None,),
     }
+    if config.pooler_output_size is not None:
+        allowed["pooler_act"] = ("tanh",)
     for name, values in allowed.items():
         if (value := getattr(config, name)) not in values:
             choices = " or ".join(map(repr, values))
@@ -312,6 +319,7 @@ def _rules(prefix: str, names: Names, num_heads: int) -> list[Rule]:
         *_linear(f"{block}{names.mlp}/Dense_0", layer + "mlp.fc1"),
         *_linear(f"{block}{names.mlp}/Dense_1", layer + "mlp.fc2"),
         *_norm("Transformer/encoder_norm", prefix + "layernorm"),
+        *_linear("pre_logits", prefix + "pooler.dense"),
         *_linear("head", "classifier"),
     ]
 

@@ -25,6 +25,7 @@ from hf_vitmae.models.foreign import (
     LABEL_FIELDS,
     MAE_FIELDS,
     NAMES,
+    POOLER_FIELDS,
     open_foreign,
     stored_processor,
 )
@@ -108,7 +109,7 @@ def stem_rules() -> list[Rule]:
 
 
 HEAD_RULES: dict[type[VitMaePreTrainedModel], list[Rule]] = {
-    VitMaeModel: [],
+    VitMaeModel: rename_pair("pooler.dense", "pooler.dense"),
     VitMaeForImageClassification: rename_pair("classifier", "classifier"),
     VitMaeForPreTraining: decoder_rules(),
 }
@@ -132,6 +133,8 @@ def read(name: str) -> Converted:
     foreign = open_foreign(name, {})
     if foreign is None:
         raise ValueError(f"{name} is a model of this package already; there is nothing to convert.")
+    if _kind(foreign.weights) is not VitMaeModel:
+        foreign = foreign.without_pooler()
     return _converted(name, foreign.fields, foreign.weights, foreign.lines)
 
 
@@ -212,15 +215,18 @@ def their_processor(processor: VitMaeImageProcessor) -> tuple[dict[str, Any], li
     return options, lines
 
 
+def _kind(weights: Mapping[str, Tensor]) -> type[VitMaePreTrainedModel]:
+    """The smallest class that has a place for what stands beside the encoder."""
+    if any(key.startswith("decoder.") for key in weights):
+        return VitMaeForPreTraining
+    return VitMaeForImageClassification if "classifier.weight" in weights else VitMaeModel
+
+
 def _converted(
     name: str, fields: dict[str, Any], weights: dict[str, Tensor], said: list[str]
 ) -> Converted:
-    """The smallest class that has a place for all weights, which stand behind `vit.`."""
-    config, kind = VitMaeConfig(**fields), VitMaeModel
-    if any(key.startswith("decoder.") for key in weights):
-        kind = VitMaeForPreTraining
-    elif "classifier.weight" in weights:
-        kind = VitMaeForImageClassification
+    """A model of weights that stand behind `vit.`."""
+    config, kind = VitMaeConfig(**fields), _kind(weights)
     if kind is VitMaeModel:
         weights = {key.removeprefix("vit."): value for key, value in weights.items()}
     stored = stored_processor(name, {})
@@ -284,6 +290,8 @@ def _their_config(model: VitMaePreTrainedModel) -> PreTrainedConfig:
         names += MAE_FIELDS
     if kind is VitMaeForImageClassification:
         names += LABEL_FIELDS
+    if config.pooler_output_size is not None:
+        names += POOLER_FIELDS
     fields = {name: getattr(config, name) for name in names}
     theirs = getattr(transformers, COUNTERPARTS[kind]).config_class(**fields)
     theirs.architectures, theirs.dtype = [COUNTERPARTS[kind]], model.dtype
@@ -293,6 +301,7 @@ def _their_config(model: VitMaePreTrainedModel) -> PreTrainedConfig:
 def _check_expressible(model: VitMaePreTrainedModel) -> None:
     config, kind = model.config, type(model)
     name = kind.__name__
+    has_pooler = config.pooler_output_size is not None
     if kind not in COUNTERPARTS:
         raise ValueError(
             f"{WHAT} has no counterpart of {name}; open the checkpoint as VitMaeModel and write "
@@ -303,6 +312,7 @@ def _check_expressible(model: VitMaePreTrainedModel) -> None:
         "`is_causal` True": config.is_causal,
         "`layer_scale_init_value`": config.layer_scale_init_value is not None,
         '`pooling` "mean"': kind is VitMaeForImageClassification and config.pooling == "mean",
+        'pooler after `pooling` "mean"': has_pooler and config.pooling == "mean",
         "an image or a patch that is no square": kind is VitMaeForPreTraining
         and len({*config.image_pair}) + len({*config.patch_pair}) > 2,
     }
@@ -315,6 +325,8 @@ def _check_expressible(model: VitMaePreTrainedModel) -> None:
 
 
 def _way_out(obstacle: str) -> str:
+    if "pooler" in obstacle:
+        return "open the checkpoint with add_pooling_layer=False and write the encoder alone"
     if "pooling" in obstacle or "square" in obstacle:
         return "open the checkpoint as VitMaeModel and write the encoder alone"
     return "it can only be used with this package"

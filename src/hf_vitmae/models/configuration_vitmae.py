@@ -67,6 +67,7 @@ _CHOICES = {
     "pooling": ("cls", "mean"),
     "position_embedding": ("sincos", "learned"),
     "hidden_act": tuple(ACT2FN),
+    "pooler_act": tuple(ACT2FN),
     "patch_target": ("mean_color", "colors_4x4", "pixels"),
     "segmentation_head": ("linear", "multi_layer"),
 }
@@ -84,6 +85,8 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
             Table 1d).
         pooling: what an image-level head sees: the CLS token, or the mean of the patch tokens,
             either of them through the encoder's last layer norm.
+        pooler_output_size, pooler_act: width and activation of a trained map through which
+            `VitMaeModel` sends what `pooling` gives; None has no map. Other classes never have one.
         position_embedding: "sincos" is fixed, "learned" is trained and starts from the same values.
         drop_path_rate: stochastic depth of the last encoder block; it grows linearly from 0 in the
             first.
@@ -138,6 +141,8 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
     mask_ratio: float = 0.75
     norm_pix_loss: bool = False
     pooling: str = "cls"
+    pooler_output_size: int | None = None
+    pooler_act: str = "tanh"
     position_embedding: str = "sincos"
     drop_path_rate: float = 0.0
     layer_scale_init_value: float | None = None
@@ -257,6 +262,14 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
         changed._check()
         return changed
 
+    def without_pooler(self) -> "VitMaeConfig":
+        """Of a model that has none, so that what is saved says which weights are there; itself, if
+        it asks for none.
+        """
+        return (
+            self if self.pooler_output_size is None else self.with_fields(pooler_output_size=None)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, with the whole `AUTO_MAP`."""
         return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
@@ -280,8 +293,7 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
     def _check_values(self) -> None:
         for name in _POSITIVE_INTEGERS:
             value = getattr(self, name)
-            allowed = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            _require(allowed, name, value, "a positive integer")
+            _require(_is_positive_integer(value), name, value, "a positive integer")
         for name in _PROBABILITIES:
             value = getattr(self, name)
             _require(_is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
@@ -338,6 +350,9 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
         _require(whole, "patch_size", self.patch_size, multiple)
 
     def _check_heads(self) -> None:
+        size = self.pooler_output_size
+        allowed = size is None or _is_positive_integer(size)
+        _require(allowed, "pooler_output_size", size, "None or a positive integer")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             numbers = value if isinstance(value, (tuple, list)) else [value] * self.num_channels
@@ -366,6 +381,10 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
             allowed = height == width and height in PYRAMID_STRIDES
             strides = f"one of {PYRAMID_STRIDES} with `feature_pyramid`"
             _require(allowed, "patch_size", self.patch_size, strides)
+
+
+def _is_positive_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _is_number(value: object) -> bool:

@@ -7,7 +7,7 @@ differs.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ FULLEST = {
     "vit_mae": "ViTMAEForPreTraining",
     "deit": "DeiTForImageClassification",
 }
+# The class of those that may have a pooler, which the fullest has no place for.
+WITH_POOLER = {"vit": "ViTModel", "deit": "DeiTModel"}
 WITH_TEACHER = "DeiTForImageClassificationWithTeacher"  # has classifiers of other names
 
 ENCODER_FIELDS = (
@@ -63,6 +65,7 @@ MAE_FIELDS = (
     "norm_pix_loss",
 )
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
+POOLER_FIELDS = ("pooler_output_size", "pooler_act")
 
 # Beginnings of names in memory, theirs and ours; all other names are the same.
 NAMES = (
@@ -72,11 +75,13 @@ NAMES = (
     ("decoder.decoder_norm.", "decoder.layernorm."),
     ("decoder.decoder_pred.", "decoder.predict."),
 )
+POOLER = "vit.pooler."
 DEIT_NAMES = (("deit.", "vit."), ("cls_classifier.", "classifier."))
 
 # What a checkpoint may have besides, and why it has no place here.
 LEFT_OUT = {
-    "pooler": "its pooler (a trained map and tanh on the CLS token); this family pools without one",
+    "pooler": "its pooler (a trained map and activation on the CLS token), which only VitMaeModel "
+    "has",
     "mask_token": "its mask token in the encoder, which other objectives use",
     "decoder": "its decoder of masked pixels, a convolution",
     "distillation_classifier": "its classifier on the distillation token",
@@ -98,6 +103,17 @@ class Foreign:
     fields: dict[str, Any]
     weights: dict[str, Tensor]
     lines: list[str]
+
+    def without_pooler(self) -> "Foreign":
+        """For a class that has none; a line says so, if the checkpoint has one."""
+        if "pooler_output_size" not in self.fields:
+            return self
+        fields = {name: self.fields[name] for name in self.fields if name not in POOLER_FIELDS}
+        weights = {
+            name: value for name, value in self.weights.items() if not name.startswith(POOLER)
+        }
+        lines = [*self.lines, f"left out {LEFT_OUT['pooler']}"]
+        return replace(self, fields=fields, weights=weights, lines=lines)
 
 
 def open_foreign(name: Any, options: Mapping[str, Any]) -> Foreign | None:
@@ -122,12 +138,12 @@ def open_foreign(name: Any, options: Mapping[str, Any]) -> Foreign | None:
         )
     has_teacher = WITH_TEACHER in (stored.get("architectures") or ())
     kind = getattr(transformers, WITH_TEACHER if has_teacher else FULLEST[model_type])
-    with _quiet_transformers():
-        model, report = kind.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **where, **how
-        )
+    model, report = _open_as(kind, name, where | how)
     weights = _stored_weights(name, model, report)
     left_out = _left_out(name, report["unexpected_keys"])
+    if "pooler" in left_out and model_type in WITH_POOLER:
+        left_out.remove("pooler")
+        weights |= _stored_pooler(name, model_type, where | how)
     if model_type == "deit":
         weights, without = _without_distillation(rename_starts(weights, DEIT_NAMES))
         left_out |= without
@@ -163,6 +179,21 @@ def _stored_config(name: Any, where: Mapping[str, Any]) -> dict[str, Any]:
         return PreTrainedConfig.get_config_dict(name, **where)[0]
     except OSError:  # weights alone, or nothing at all: `from_pretrained` says which
         return {}
+
+
+def _open_as(kind: Any, name: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A checkpoint as a class of transformers, and what transformers reports of it."""
+    with _quiet_transformers():
+        return kind.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+
+
+def _stored_pooler(name: Any, model_type: str, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The pooler of a checkpoint that has one, under our names."""
+    model, report = _open_as(getattr(transformers, WITH_POOLER[model_type]), name, options)
+    weights = _stored_weights(name, model, report)
+    return {f"vit.{key}": weights[key] for key in weights if key.startswith("pooler.")}
 
 
 def _stored_weights(name: Any, model: Any, report: dict[str, Any]) -> dict[str, Tensor]:
@@ -217,6 +248,8 @@ def _our_fields(config: Any, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     names = [*ENCODER_FIELDS, "dtype"]
     if config.model_type == "vit_mae":
         names += MAE_FIELDS
+    if any(name.startswith(POOLER) for name in weights):
+        names += POOLER_FIELDS
     if has_classifier := "classifier.weight" in weights:
         names += LABEL_FIELDS
     fields = {name: getattr(config, name) for name in names}
@@ -257,6 +290,8 @@ def _parts(weights: Mapping[str, Tensor]) -> str:
         return f"with a classifier of {len(weights['classifier.weight'])} classes"
     if "decoder.mask_token" in weights:
         return "with decoder"
+    if any(name.startswith(POOLER) for name in weights):
+        return "of an encoder with its pooler"
     return "of an encoder alone"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from .configuration_vitmae import PYRAMID_STRIDES, VitMaeConfig
 
@@ -26,6 +27,25 @@ def pool_tokens(tokens: Tensor, pooling: str, is_data: Tensor | None = None) -> 
         return patches.mean(dim=1)
     total = (patches * is_data[..., None]).sum(dim=1)  # (B, D)
     return total / is_data.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+class Pooler(nn.Module):
+    """A trained map of the pooled vector and an activation, named as in transformers' ViT."""
+
+    def __init__(self, config: VitMaeConfig, size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, size)
+        self.activation = ACT2FN[config.pooler_act]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(B, D) -> (B, size)."""
+        return self.activation(self.dense(pooled))
+
+
+def make_pooler(config: VitMaeConfig) -> Pooler | None:
+    """The pooler that `config.pooler_output_size` asks for; None without."""
+    size = config.pooler_output_size
+    return None if size is None else Pooler(config, size)
 
 
 def token_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -26,6 +26,7 @@ class LoadsAnyGeometry:
     """Before `PreTrainedModel` among the bases of a model."""
 
     config_class: type[VitMaeConfig]
+    _takes_pooler = False
 
     @classmethod
     def from_pretrained(
@@ -51,9 +52,11 @@ class LoadsAnyGeometry:
         by_name = name is not None and kwargs.get("state_dict") is None
         foreign = open_foreign(name, kwargs) if by_name else None
         if foreign is not None:
-            load = _from_weights(load, foreign, cls.config_class)
             if isinstance(config, str | os.PathLike):
                 config = cls.config_class.from_pretrained(config)
+            if not (cls._takes_pooler and _wants_pooler(config, kwargs)):
+                foreign = foreign.without_pooler()
+            load = _from_weights(load, foreign, cls.config_class)
         asked = _asked(config, kwargs) if by_name else {}
         stored = _stored_config(cls.config_class, name, kwargs, foreign) if asked else None
         if stored is not None and config is None:
@@ -100,6 +103,15 @@ def _from_weights(
         return loaded
 
     return from_weights
+
+
+def _wants_pooler(config: Any, options: dict[str, Any]) -> bool:
+    """Whether a checkpoint's pooler has a place in what the caller describes."""
+    if not options.get("add_pooling_layer", True):
+        return False
+    if config is not None:
+        return config.pooler_output_size is not None
+    return options.get("pooler_output_size", True) is not None
 
 
 def _asked(config: Any, options: dict[str, Any]) -> dict[str, Any]:

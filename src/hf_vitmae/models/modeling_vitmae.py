@@ -34,7 +34,7 @@ from .configuration_vitmae import VitMaeConfig
 from .corruption import draw_corruption_noise, make_corruption
 from .decoder import Decoder
 from .embeddings import Embeddings
-from .heads import FeaturePyramid, make_segmentation_head, pool_tokens, token_map
+from .heads import FeaturePyramid, make_pooler, make_segmentation_head, pool_tokens, token_map
 from .layers import BlockStack, LayerScale, make_attention_mask, with_cls
 from .loading import LoadsAnyGeometry
 from .losses import (
@@ -56,7 +56,10 @@ from .outputs import (
 from .patches import patchify, unpatchify
 from .sliding import SlidingWindowSegmentation
 
-HEADS = r"^(decoder|classifier|segmentation_head|patch_head|mask_token|next_patch_head|pyramid)\b"
+HEADS = (
+    r"^(decoder|classifier|segmentation_head|patch_head|mask_token|next_patch_head|pyramid"
+    r"|pooler)\b"
+)
 
 
 class VitMaePreTrainedModel(LoadsAnyGeometry, PreTrainedModel):
@@ -97,11 +100,18 @@ class VitMaePreTrainedModel(LoadsAnyGeometry, PreTrainedModel):
 
 
 class VitMaeModel(VitMaePreTrainedModel):
-    """The encoder: every patch, in raster order, never hidden unless asked."""
+    """The encoder: every patch, in raster order, never hidden unless asked.
+
+    Args:
+        add_pooling_layer: False leaves the pooler out that `config.pooler_output_size` asks for, as
+            the other classes do.
+    """
 
     _auto_class = "AutoModel"
+    _takes_pooler = True
 
-    def __init__(self, config: VitMaeConfig) -> None:
+    def __init__(self, config: VitMaeConfig, add_pooling_layer: bool = True) -> None:
+        config = config if add_pooling_layer else config.without_pooler()
         super().__init__(config)
         self.embeddings = Embeddings(config)
         self.layers = BlockStack(
@@ -113,6 +123,7 @@ class VitMaeModel(VitMaePreTrainedModel):
             config.drop_path_rate,
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = make_pooler(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -193,9 +204,10 @@ class VitMaeModel(VitMaePreTrainedModel):
         tokens, hidden_states, attentions = self.layers(
             tokens, attention_mask, with_states, with_attentions, is_causal
         )
+        pooled = self.layernorm(pool_tokens(tokens, self.config.pooling, is_data))  # (B, D)
         return VitMaeModelOutput(
             last_hidden_state=self.layernorm(tokens),
-            pooler_output=self.layernorm(pool_tokens(tokens, self.config.pooling, is_data)),
+            pooler_output=pooled if self.pooler is None else self.pooler(pooled),
             mask=None if order is None else order.mask,
             ids_restore=None if order is None else order.restore,
             hidden_states=hidden_states,
@@ -257,6 +269,7 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
 
     def __init__(self, config: VitMaeConfig) -> None:
         _refuse_causal(config, type(self).__name__)
+        config = config.without_pooler()
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.decoder = Decoder(config)
@@ -344,6 +357,7 @@ class VitMaeForMaskedPatchPrediction(VitMaePreTrainedModel):
 
     def __init__(self, config: VitMaeConfig) -> None:
         _refuse_causal(config, type(self).__name__)
+        config = config.without_pooler()
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.hidden_size))
@@ -419,6 +433,7 @@ class VitMaeForNextPatchPrediction(NextPatchGeneration, VitMaePreTrainedModel):
     _auto_class = "AutoModel"  # so that its code travels with it; the auto map is the family's
 
     def __init__(self, config: VitMaeConfig) -> None:
+        config = config.without_pooler()
         super().__init__(config)
         self.vit = VitMaeModel(config)
         patch_height, patch_width = config.patch_pair
@@ -483,6 +498,7 @@ class VitMaeForImageClassification(VitMaePreTrainedModel):
     _auto_class = "AutoModelForImageClassification"
 
     def __init__(self, config: VitMaeConfig) -> None:
+        config = config.without_pooler()
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels or 0)
@@ -529,6 +545,7 @@ class VitMaeForSemanticSegmentation(SlidingWindowSegmentation, VitMaePreTrainedM
     _auto_class = "AutoModelForSemanticSegmentation"
 
     def __init__(self, config: VitMaeConfig) -> None:
+        config = config.without_pooler()
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.segmentation_head = make_segmentation_head(config)
@@ -618,6 +635,7 @@ class VitMaeBackbone(BackboneMixin, VitMaePreTrainedModel):
             config = copy.deepcopy(config)  # the caller's stays what other classes are made from
             names = config.stage_names
             config.out_features = names if config.feature_pyramid else names[-1:]
+        config = config.without_pooler()
         super().__init__(config)
         self.vit = VitMaeModel(config)
         self.pyramid = FeaturePyramid(config) if config.feature_pyramid else None

@@ -15,7 +15,8 @@ class VitMaeModelOutput(ModelOutput):
             patches], normalised. K is the largest number of visible patches of any image (in a
             compiled graph, with a mask by hand or padding: that is possible); what an image has
             beyond its own is padding.
-        pooler_output: (B, D), pooled as `config.pooling` says, normalised.
+        pooler_output: (B, D), pooled as `config.pooling` says, normalised; through the pooler where
+            there is one: (B, `config.pooler_output_size`).
         mask: bool (B, N), True = hidden; None when nothing was asked to be hidden.
         ids_restore: (B, N), the place of each patch in [visible | hidden]; None likewise.
         hidden_states: the input and the output of every block, before the last norm.

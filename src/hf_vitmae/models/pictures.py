@@ -6,7 +6,7 @@ is scaled by 255 / 65535, never clipped and never stretched by its own range.
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 
@@ -26,16 +26,18 @@ def picture_to_tensor(picture: Image.Image, num_channels: int, convert: bool = T
     Raises:
         UnfitPicture: if the bands do not fit, or values are float or of 32 bits, of unknown range.
     """
-    picture = ImageOps.exif_transpose(picture)
+    picture.load()  # some formats tell their mode only then
+    if exif_orientation(picture) > 1:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
         picture = _scale_gray(picture)
     if convert and num_channels in (1, 3):
         if picture.has_transparency_data:
             picture = _on_white(picture)
         if num_channels == 3 or picture.mode not in ("1", "L"):
-            picture = picture.convert("RGB")
+            picture = _in_mode(picture, "RGB")
         if num_channels == 1:
-            picture = picture.convert("L")
+            picture = _in_mode(picture, "L")
     elif len(picture.getbands()) != num_channels:
         raise UnfitPicture(
             f"has {len(picture.getbands())} bands ({picture.mode}) and the model takes "
@@ -44,6 +46,17 @@ def picture_to_tensor(picture: Image.Image, num_channels: int, convert: bool = T
     pixels = np.array(picture)
     pixels = pixels.astype(np.uint8) * 255 if pixels.dtype == np.bool_ else pixels  # mode "1"
     return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)  # (C, H, W)
+
+
+def exif_orientation(picture: Image.Image) -> int:
+    """How a picture is stored: 1 upright, 2 to 8 turned or mirrored; from its header."""
+    orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(2, 9) else 1
+
+
+def _in_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode; itself if it has it, since a copy takes as long as a resize."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _scale_gray(picture: Image.Image) -> Image.Image:
