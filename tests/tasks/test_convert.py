@@ -13,6 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTModel,
     ViTConfig,
     ViTForImageClassification,
     ViTMAEConfig,
@@ -120,10 +123,17 @@ def names_in(folder: Path) -> set[str]:
     [
         (lambda: ViTForImageClassification(ViTConfig(**SIZES, **LABELS)), "classifier"),
         (lambda: ViTModel(ViTConfig(**SIZES), add_pooling_layer=False), "encoder"),
+        (lambda: ViTModel(ViTConfig(**SIZES)), "encoder"),
         (lambda: ViTMAEForPreTraining(ViTMAEConfig(**SIZES, **DECODER)), "pretraining"),
         (lambda: ViTMAEModel(ViTMAEConfig(**SIZES, **DECODER)), "encoder"),
     ],
-    ids=["ViTForImageClassification", "ViTModel", "ViTMAEForPreTraining", "ViTMAEModel"],
+    ids=[
+        "ViTForImageClassification",
+        "ViTModel without pooler",
+        "ViTModel",
+        "ViTMAEForPreTraining",
+        "ViTMAEModel",
+    ],
 )
 def test_a_folder_of_transformers(
     make: Any, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -353,14 +363,84 @@ def test_a_folder_of_ours_without_its_head_is_refused(
     assert names_in(tmp_path) == {"ours"}
 
 
+def whole_models(folder: Path) -> dict[str, Path]:
+    """A checkpoint of every origin with more than an encoder."""
+    kind, learned = VitMaeForImageClassification, {"position_embedding": "learned"}
+    folder.mkdir()
+    sizes = {"depth": 1, "img_size": 32, "num_classes": 3, "global_pool": "avg"}
+    theirs = timm_model("vit_tiny_patch16_224", **sizes)
+    torch.save(theirs.state_dict(), folder / "vit_tiny_patch16_224.pth")
+    model = kind(tiny_config(**learned, hidden_act="gelu_pytorch_tanh"))
+    stir(model)
+    np.savez(folder / "vit.npz", **from_big_vision.write(model, older=True))  # type: ignore[arg-type]
+    return {
+        "ours": our_folder(folder / "ours", VitMaeForPreTraining),
+        "ours with mean": our_folder(folder / "mean", kind, pooling="mean"),
+        "vit": their_folder(
+            folder / "vit", ViTForImageClassification(ViTConfig(**SIZES, **LABELS))
+        ),
+        "vit_mae": their_folder(
+            folder / "vit_mae", ViTMAEForPreTraining(ViTMAEConfig(**SIZES, **DECODER))
+        ),
+        "timm": folder / "vit_tiny_patch16_224.pth",
+        "mae": mae_file(folder / "mae.pth"),
+        "big_vision": folder / "vit.npz",
+    }
+
+
+@pytest.mark.parametrize(
+    "origin", ["ours", "ours with mean", "vit", "vit_mae", "timm", "mae", "big_vision"]
+)
+def test_the_encoder_alone(origin: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    import_timm()
+    source = whole_models(tmp_path / "sources")[origin]
+    said = convert(capsys, source, tmp_path / "ours", "--encoder-only")
+    left_out = "decoder" if origin in ("ours", "vit_mae", "mae") else "classifier"
+    assert f"Left out {left_out}: the encoder alone is written." in said
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert config["architectures"] == ["VitMaeModel"]
+    got = weights_of(tmp_path / "ours", VitMaeModel)
+    if source.is_dir():  # ours opens it by itself
+        assert_same(got, weights_of(source, VitMaeModel))
+    else:
+        convert(capsys, source, tmp_path / "whole")
+        assert_same(got, weights_of(tmp_path / "whole", VitMaeModel))
+    assert ("Largest difference" in said) == (origin in ("vit", "vit_mae", "timm"))
+    convert(capsys, source, tmp_path / "theirs", "--encoder-only", "--to", "transformers")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert config["architectures"] == ["ViTModel"]
+    assert_same(weights_of(tmp_path / "theirs", VitMaeModel), got)
+
+
+def test_an_encoder_stays_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    source = our_folder(tmp_path / "ours", VitMaeModel)
+    said = convert(capsys, source, tmp_path / "new", "--encoder-only")
+    assert "Left out" not in said
+    assert_same(weights_of(tmp_path / "new", VitMaeModel), weights_of(source, VitMaeModel))
+
+
+@pytest.mark.parametrize("kind", [DeiTModel, DeiTForImageClassification])
+@pytest.mark.parametrize("flags", [[], ["--encoder-only"]])
+def test_a_deit_is_not_compared_as_its_distillation_token_is_left_out(
+    flags: list[str], kind: Any, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = their_folder(tmp_path / "theirs", kind(DeiTConfig(**SIZES, **LABELS)))
+    said = convert(capsys, source, tmp_path / "ours", *flags)
+    assert "left out its distillation token" in said
+    assert "Not compared with transformers: its own model attends to the distillation" in said
+    ours = VitMaeModel if flags or kind is DeiTModel else VitMaeForImageClassification
+    assert_same(weights_of(tmp_path / "ours", ours), weights_of(source, ours))
+
+
+@pytest.mark.parametrize("weight", ["layers.1.mlp.fc1.weight", "pooler.dense.weight"])
 def test_outputs_that_differ_are_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    weight: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = from_transformers.read
 
     def wrong(name: str) -> Converted:
         converted = right(name)
-        converted.weights["layers.1.mlp.fc1.weight"][:] = 0
+        converted.weights[weight][:] = 0
         return converted
 
     source = their_folder(tmp_path / "theirs", ViTModel(ViTConfig(**SIZES)))

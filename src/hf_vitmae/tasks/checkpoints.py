@@ -1,6 +1,6 @@
 """Open a saved model for a task, and say in one line what is wrong with it."""
 
-import shutil
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
@@ -11,19 +11,29 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging
 
+from hf_vitmae.convert import from_transformers
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
-from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
+from hf_vitmae.models.foreign import FULLEST, stored_processor
+from hf_vitmae.models.image_processing_vitmae import (
+    VitMaeImageProcessor,
+    VitMaeImageProcessorKwargs,
+)
+from hf_vitmae.models.modeling_vitmae import VitMaeModel, VitMaePreTrainedModel
+from hf_vitmae.tasks.whole_or_absent import whole_or_absent
 
 Model = TypeVar("Model", bound=VitMaePreTrainedModel)
+ENCODER = VitMaePreTrainedModel.base_model_prefix
 
 
 def load_config(name: str) -> VitMaeConfig:
     """The configuration of a checkpoint: a folder or a Hub id.
 
+    One of transformers' own ViT, ViT-MAE or DeiT gets that of the model of this family with the
+    same parts, which is named in `architectures`.
+
     Raises:
         FileNotFoundError: if there is no checkpoint of that name; a run's `model` folder is pointed
-        out. ValueError: if it is a model of another family.
+        out. ValueError: if it is a model of another family, or damaged.
     """
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -39,12 +49,25 @@ def load_config(name: str) -> VitMaeConfig:
             f"There is no model {name!r}: no such folder, and not to be had from the Hub; "
             "check the name."
         ) from error
+    if config.model_type in FULLEST:
+        return _foreign_config(name)
     if not isinstance(config, VitMaeConfig):
         raise ValueError(
             f"{name} is a `{config.model_type}` model, and this task takes "
-            f"`{VitMaeConfig.model_type}`."
+            f"`{VitMaeConfig.model_type}`, or {', '.join(FULLEST)} of transformers."
         )
     return config
+
+
+def _foreign_config(name: str) -> VitMaeConfig:
+    """Of a checkpoint of transformers; its weights are read, as they tell more than its own."""
+    try:
+        with quiet_transformers():
+            converted = from_transformers.read(name)
+    except Exception as error:  # safetensors and transformers raise of every kind on damaged files
+        raise ValueError(f"{name} cannot be used: {first_line(error)}") from error
+    converted.config.architectures = [converted.kind.__name__]
+    return converted.config
 
 
 def load_model(
@@ -54,7 +77,7 @@ def load_model(
 
     Args:
         config: with another geometry than the checkpoint's, its weights are adapted.
-        new_head: a head of another size is left in the checkpoint and starts afresh.
+        new_head: the checkpoint's encoder is used and nothing else; the rest starts afresh.
 
     Returns:
         The model; the top-level parts of it that the checkpoint did not have and that are new; and
@@ -63,28 +86,35 @@ def load_model(
     Raises:
         ValueError: if the weights are unreadable, or some of the encoder's are missing.
     """
+    if not new_head:
+        return _load(model_class, name, config)
+    encoder, _, adaptations = _load(VitMaeModel, name, config, add_pooling_layer=False)
+    model = model_class(config).eval()
+    model.get_submodule(ENCODER).load_state_dict(encoder.state_dict())
+    parts = {key.split(".")[0] for key in model.state_dict()}
+    return model, parts - {ENCODER}, adaptations
+
+
+def _load(
+    model_class: type[Model], name: str, config: VitMaeConfig, **options: Any
+) -> tuple[Model, set[str], list[str]]:
+    """`load_model` with all that the checkpoint has; `options` are of `from_pretrained`."""
     try:
         with quiet_transformers():
             loaded: Any = model_class.from_pretrained(
-                name,
-                config=config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=new_head,
-                output_loading_info=True,
+                name, config=config, dtype=torch.float32, output_loading_info=True, **options
             )
     except Exception as error:  # safetensors and transformers raise of every kind on damaged files
         raise ValueError(f"The weights of {name} cannot be used: {first_line(error)}") from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
-    encoder = [key for key in missing if key.startswith("vit.")]
-    if encoder:
+    prefix = "" if model_class is VitMaeModel else f"{ENCODER}."
+    if lacking := [key for key in missing if key.startswith(prefix)]:
         raise ValueError(
-            f"{name} lacks {len(encoder)} weights of the encoder, {encoder[0]} the first; it is "
+            f"{name} lacks {len(lacking)} weights of the encoder, {lacking[0]} the first; it is "
             "damaged or of another model."
         )
-    changed = {key for key, *_ in report["mismatched_keys"]}
-    new = {key.split(".")[0] for key in (*missing, *changed)}
-    return model, new, report.get("adaptations", [])
+    return model, {key.split(".")[0] for key in missing}, report.get("adaptations", [])
 
 
 def load_processor(name: str, config: VitMaeConfig, **options: Any) -> VitMaeImageProcessor:
@@ -98,38 +128,46 @@ def load_processor(name: str, config: VitMaeConfig, **options: Any) -> VitMaeIma
     """
     geometry = {"patch_size": config.patch_size, "num_channels": config.num_channels}
     options |= geometry | {"size": config.image_size}
-    try:
-        return VitMaeImageProcessor.from_pretrained(name, **options)
-    except OSError:
+    stored = stored_processor(name, {})
+    if not stored:
         statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
         return VitMaeImageProcessor(**statistics, **options)
+    ours = VitMaeImageProcessor.__name__
+    kind = stored.get("image_processor_type", stored.get("feature_extractor_type", ours))
+    if kind == ours:
+        return VitMaeImageProcessor.from_pretrained(name, **options)
+    any_patch = copy.copy(config)
+    any_patch.patch_size = 1  # the stored size need not fit the new patches
+    processor = from_transformers.our_processor(stored, any_patch)
+    known = VitMaeImageProcessorKwargs.__annotations__
+    return VitMaeImageProcessor(**{name: getattr(processor, name) for name in known} | options)
 
 
 def save_model(folder: Path, model: VitMaePreTrainedModel, processor: VitMaeImageProcessor) -> None:
-    """Write model and processor in Hugging Face format; the folder is whole or absent."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with quiet_transformers():
-        model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
+    """Write model and processor in Hugging Face format; the folder is whole or as it was."""
+    with whole_or_absent(folder, replace=True) as unfinished:
+        with quiet_transformers():
+            model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
+def quiet_transformers(*, keep_bars: bool = False) -> Iterator[None]:
     """No bars and no loading report: the task says in its own words what was loaded."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    own, own_level = getLogger("hf_vitmae"), getLogger("hf_vitmae").level
-    own.setLevel(ERROR)
+    others = {logger: logger.level for logger in map(getLogger, ("hf_vitmae", "huggingface_hub"))}
+    for logger in others:
+        logger.setLevel(ERROR)
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if not keep_bars:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
-        own.setLevel(own_level)
-        if bars:
+        for logger, before in others.items():
+            logger.setLevel(before)
+        if bars and not keep_bars:
             logging.enable_progress_bar()
 
 

@@ -4,17 +4,24 @@ Both libraries see the same image before the folder appears under its name, so w
 outputs that it had before.
 """
 
-import contextlib
+import dataclasses
 import json
-import shutil
+import re
+import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 import tyro
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 from torch import Tensor
 
@@ -24,8 +31,9 @@ from hf_vitmae.convert.pickles import load_pickle
 from hf_vitmae.models import modeling_vitmae
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
+from hf_vitmae.models.modeling_vitmae import VitMaeModel, VitMaePreTrainedModel
 from hf_vitmae.tasks.checkpoints import (
+    ENCODER,
     first_line,
     load_config,
     load_model,
@@ -44,9 +52,15 @@ from hf_vitmae.tasks.other_libraries import (
     our_output,
     state_dict,
 )
+from hf_vitmae.tasks.whole_or_absent import whole_or_absent
 
 TRANSFORMERS_TYPES = ("vit", "vit_mae", "deit", "vit-hybrid")
 SPOKEN = {OURS: "this package", MAE: "the original MAE"}
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
+FILE_SUFFIXES = (".bin", ".ckpt", ".npz", ".pt", ".pth", ".safetensors", ".tar")  # no Hub id
+DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json")
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 TOLERANCE = 1e-3  # of the largest output; float32 leaves far less, a mistaken tensor far more
 
 
@@ -54,16 +68,18 @@ TOLERANCE = 1e-3  # of the largest output; float32 leaves far less, a mistaken t
 class ConvertRequest:
     """Make a checkpoint of another library one of ours, or ours one of theirs.
 
-    SRC is a folder of transformers, timm or this package, or a file of timm, of the original MAE
-    (.pth) or of big_vision (.npz); which it is shows in its content.
+    SRC is a folder or Hub id of transformers, timm or this package, or a file of timm, of the
+    original MAE (.pth) or of big_vision (.npz); which it is shows in its content.
     """
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")]
-    """Folder or file to read."""
+    """Folder, file, or Hub id (`user/name`, `user/name@revision`) to read."""
     destination: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DST")]
     """Folder to write, new or empty."""
     to: Literal["hf_vitmae", "transformers", "timm"] = "hf_vitmae"
     """Whose checkpoint to write."""
+    encoder_only: bool = False
+    """Leave out classifier or decoder and write a `VitMaeModel`, or what the library calls it."""
     image: Path | None = None
     """Image to compare outputs on; random pixels by default."""
 
@@ -76,21 +92,83 @@ def run(request: ConvertRequest) -> Path:
         that is in use, or outputs that differ.
     """
     folder = _free_folder(request.destination)
-    source = Path(request.source).expanduser()
+    source = local_source(request.source)
     origin = recognise(source)
-    if origin == request.to:
-        raise ValueError(f"{source} is a checkpoint of {origin} already; name another --to.")
+    if origin == request.to and not request.encoder_only:
+        raise ValueError(
+            f"{request.source} is a checkpoint of {origin} already; name another --to."
+        )
     converted = read(origin, source)
+    if request.encoder_only:
+        converted = encoder_of(converted)
     model = build(converted)
-    for line in (f"{source} is a checkpoint of {SPOKEN.get(origin, origin)}.", *converted.said):
+    print(f"{request.source} is a checkpoint of {SPOKEN.get(origin, origin)}.")
+    for line in converted.said:
         print(line)
     pixel_values = _pixel_values(request.image, converted)
-    with _whole_folder(folder) as unfinished:
+    with whole_or_absent(folder) as unfinished:
         for line in write(request.to, model, converted.processor, unfinished):
             print(line)
         print(_compare(origin, source, request.to, unfinished, model, pixel_values))
     print(f"{type(model).__name__} is in {folder}, for {SPOKEN.get(request.to, request.to)}.")
     return folder
+
+
+def local_source(source: str) -> Path:
+    """The folder or file of that name; where there is none, the folder of what the Hub has.
+
+    Raises:
+        FileNotFoundError: if it looks like a Hub id and there is no such model, or it is out of
+        reach.
+    """
+    path = Path(source).expanduser()
+    if path.exists() or path.suffix in FILE_SUFFIXES or not HUB_ID.fullmatch(source):
+        return path
+    name, _, revision = source.partition("@")
+    try:
+        with quiet_transformers(keep_bars=sys.stderr.isatty()):
+            for weights in (SAFETENSORS, PICKLES):
+                files = [*DESCRIPTIONS, *weights]
+                found = snapshot_download(name, revision=revision or None, allow_patterns=files)
+                if any(any(Path(found).glob(pattern)) for pattern in weights):
+                    return Path(found)
+    except Exception as error:  # the client of the Hub and what it is built on raise of every kind
+        raise FileNotFoundError(
+            f"There is no folder or file {source!r}, and the Hub does not give a model of that "
+            f"name: {_why_not(error, revision)}."
+        ) from error
+    raise FileNotFoundError(
+        f"{source} on the Hub has no {SAFETENSORS[0]} and no {PICKLES[0]}; for a file of another "
+        f"name, run `hf download {name} FILE` and name what it fetched."
+    )
+
+
+def _why_not(error: Exception, revision: str) -> str:
+    if isinstance(error, GatedRepoError):
+        return "access is to be asked for on its page, then run `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "check the name; for a private one run `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}"
+    return first_line(error).rstrip(".")
+
+
+def encoder_of(converted: Converted) -> Converted:
+    """The encoder alone, and what was left out."""
+    if converted.kind is VitMaeModel:
+        return converted
+    prefix = f"{ENCODER}."
+    weights = {
+        name.removeprefix(prefix): value
+        for name, value in converted.weights.items()
+        if name.startswith(prefix)
+    }
+    parts = {name.split(".")[0] for name in converted.weights if not name.startswith(prefix)}
+    said = [*converted.said, f"Left out {', '.join(sorted(parts))}: the encoder alone is written."]
+    config = converted.config.without_pooler()
+    return dataclasses.replace(
+        converted, config=config, weights=weights, kind=VitMaeModel, said=said
+    )
 
 
 def recognise(source: Path) -> str:
@@ -103,8 +181,8 @@ def recognise(source: Path) -> str:
         return _recognise_folder(source)
     if not source.is_file():
         raise FileNotFoundError(
-            f"There is no checkpoint {str(source)!r}; name a folder or file. What is on the Hub, "
-            "`hf download NAME --local-dir FOLDER` brings."
+            f"There is no checkpoint {str(source)!r}; name a folder, a file, or a model on the Hub "
+            "as user/name."
         )
     if source.suffix == ".npz" or _holds_arrays(source):
         return BIG_VISION
@@ -292,21 +370,3 @@ def _free_folder(destination: Path) -> Path:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{destination} is there already; name a new or empty folder.")
     return folder
-
-
-@contextlib.contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside it to write in; it takes its name at the end, and is gone after an error."""
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.replace(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for parent in new_parents:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise

@@ -36,6 +36,7 @@ from hf_vitmae.models.modeling_vitmae import VitMaeModel
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
 from hf_vitmae.tasks.fit import normalized
+from hf_vitmae.tasks.whole_or_absent import unfinished_path, whole_or_absent
 
 Kind = Literal["cls", "mean", "patches"]
 REQUEST = ".request.json"  # hidden: `datasets` would read any other file of the folder as parquet
@@ -152,12 +153,9 @@ def _open_images(request: EmbedRequest, source: Source | None) -> ImageSource:
 def _open_encoder(name: str, config: VitMaeConfig) -> VitMaeModel:
     """The encoder of any checkpoint of the family, on the device that there is."""
     loaded: Any = load_model(VitMaeModel, name, config)
-    model, new, _ = loaded
-    if new:
-        raise ValueError(
-            f"{name} lacks weights of the encoder ({', '.join(sorted(new))}); it is damaged or of "
-            "another model."
-        )
+    model, _, adaptations = loaded
+    for line in adaptations:
+        print(f"{name}: {line}.")
     return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
@@ -193,10 +191,8 @@ def _open_folder(folder: Path, stamp: dict[str, Any]) -> int:
         # Without a part there is nothing that another request could be mixed with.
         if _part(folder, 0).exists() and before != stamp:
             _refuse_changes(folder, before, stamp)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = _unfinished(folder / REQUEST)
-    unfinished.write_text(json.dumps(stamp, indent=2), encoding="utf-8")
-    unfinished.replace(folder / REQUEST)
+    with whole_or_absent(folder / REQUEST) as unfinished:
+        unfinished.write_text(json.dumps(stamp, indent=2), encoding="utf-8")
     return next(i for i in count() if not _part(folder, i).exists())
 
 
@@ -204,7 +200,7 @@ def _is_in_use(folder: Path) -> bool:
     """Whether it is a file or holds anything but a stamp whose writing was interrupted."""
     if not folder.is_dir():
         return folder.exists()
-    return any(entry != _unfinished(folder / REQUEST) for entry in folder.iterdir())
+    return any(entry != unfinished_path(folder / REQUEST) for entry in folder.iterdir())
 
 
 def _read_stamp(folder: Path) -> dict[str, Any]:
@@ -318,20 +314,15 @@ def _fixed_size_lists(values: np.ndarray) -> pa.Array:
 def _write_part(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Write a file, whole or not at all, with a row group for each table: the number of rows."""
     num_rows = 0
-    with _unfinished(path).open("wb") as file:
+    with whole_or_absent(path) as unfinished, unfinished.open("wb") as file:
         with pq.ParquetWriter(file, schema) as writer:
             for table in tables:
                 writer.write_table(table)
                 num_rows += table.num_rows
         file.flush()
         os.fsync(file.fileno())
-    _unfinished(path).replace(path)
     return num_rows
 
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.parquet"
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name.lstrip('.')}.unfinished")

@@ -7,7 +7,6 @@ compared with the model before the folder gets its name.
 import contextlib
 import importlib.util
 import io
-import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from hf_vitmae.models.modeling_vitmae import (
     VitMaePreTrainedModel,
 )
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
+from hf_vitmae.tasks.whole_or_absent import whole_or_absent
 
 Format = Literal["onnx", "torch"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -66,7 +66,8 @@ def run(request: ExportRequest) -> Path:
     _check_packages(request.format)
     config = load_config(request.model)
     model = _load(request, config)
-    with _whole_or_absent(request.output) as folder:
+    with whole_or_absent(request.output) as folder:
+        folder.mkdir()
         try:
             with _quiet():
                 _write(model, request.format, folder)
@@ -99,20 +100,23 @@ def _check_packages(format: Format) -> None:
 
 
 def _load(request: ExportRequest, config: VitMaeConfig) -> VitMaePreTrainedModel:
-    if request.what == "features":
-        return load_model(VitMaeModel, request.model, config)[0]
     name = (config.architectures or ["a model without architecture"])[0]
-    if name not in WITH_LOGITS:
+    if request.what == "features":
+        name = VitMaeModel.__name__
+    elif name not in WITH_LOGITS:
         raise ValueError(
             f"{request.model} is {name}, and logits are written of {' and '.join(WITH_LOGITS)}; "
             "pass --what features for the encoder's."
         )
-    model, new, _ = load_model(WITH_LOGITS[name], request.model, config)
+    kind = WITH_LOGITS.get(name, VitMaeModel)
+    model, new, adaptations = load_model(kind, request.model, config)
     if new:
         raise ValueError(
             f"{request.model} lacks the weights of its {' and '.join(sorted(new))}; pass --what "
             "features for the encoder's output, or fine-tune it first."
         )
+    for line in adaptations:
+        print(f"{request.model}: {line}.")
     return model
 
 
@@ -192,19 +196,6 @@ def _describe(model: VitMaePreTrainedModel) -> str:
     images = f"pixel_values (batch, {model.config.num_channels}, {height}, {width})"
     outputs = "last_hidden_state, pooler_output" if type(model) is VitMaeModel else "logits"
     return f"{type(model).__name__} from {images} to {outputs}"
-
-
-@contextlib.contextmanager
-def _whole_or_absent(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that becomes it at the end, and is removed after an error."""
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        unfinished.rename(output)  # also onto an empty folder
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextlib.contextmanager

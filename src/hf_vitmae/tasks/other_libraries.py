@@ -20,7 +20,9 @@ OURS, TRANSFORMERS, TIMM = "hf_vitmae", "transformers", "timm"
 MAE, BIG_VISION = "mae", "big_vision"
 
 Output = Callable[[Tensor, Tensor], Tensor]
-"""Images (1, C, H, W) and noise (1, N) -> logits or, of an encoder, all tokens (1, L, D)."""
+"""Images (1, C, H, W) and noise (1, N) -> logits or, of an encoder, all tokens (1, L, D); these in
+one row with what its pooler makes, where it has one.
+"""
 
 
 class NotCompared(Exception):
@@ -43,7 +45,7 @@ def open_model(system: str, where: Path, model: VitMaePreTrainedModel) -> Output
     with quiet_transformers():
         if system == OURS:
             return our_output(type(model).from_pretrained(where, dtype=torch.float32))
-        return _transformers_output(where, type(model))
+        return _transformers_output(where, model)
 
 
 def our_output(model: VitMaePreTrainedModel) -> Output:
@@ -53,14 +55,22 @@ def our_output(model: VitMaePreTrainedModel) -> Output:
         if isinstance(model, VitMaeForPreTraining):
             return model(pixel_values, noise=noise).logits
         found = model(pixel_values)
-        return found.last_hidden_state if isinstance(model, VitMaeModel) else found.logits
+        return _encoded(found, model) if isinstance(model, VitMaeModel) else found.logits
 
     return output
 
 
-def _transformers_output(where: Path, kind: type[VitMaePreTrainedModel]) -> Output:
+def _encoded(found: Any, model: VitMaePreTrainedModel) -> Tensor:
+    """What an encoder gave."""
+    if model.config.pooler_output_size is None:
+        return found.last_hidden_state
+    return torch.cat([found.last_hidden_state.flatten(1), found.pooler_output], dim=1)
+
+
+def _transformers_output(where: Path, ours: VitMaePreTrainedModel) -> Output:
     import transformers
 
+    kind = type(ours)
     openers: dict[type, Any] = {
         VitMaeForPreTraining: transformers.AutoModelForPreTraining,
         VitMaeForImageClassification: transformers.AutoModelForImageClassification,
@@ -70,6 +80,8 @@ def _transformers_output(where: Path, kind: type[VitMaePreTrainedModel]) -> Outp
         model = opener.from_pretrained(where, dtype=torch.float32).eval()
     except (ValueError, OSError) as error:
         raise NotCompared(first_line(error)) from error
+    if model.config.model_type == "deit":
+        raise NotCompared("its own model attends to the distillation token that was left out")
     is_masked = model.config.model_type == "vit_mae"
 
     def output(pixel_values: Tensor, noise: Tensor) -> Tensor:
@@ -80,7 +92,7 @@ def _transformers_output(where: Path, kind: type[VitMaePreTrainedModel]) -> Outp
             noise = noise.sort(dim=1).values
             return model(pixel_values, noise=noise).last_hidden_state
         found = model(pixel_values)
-        return found.logits if kind is VitMaeForImageClassification else found.last_hidden_state
+        return found.logits if kind is VitMaeForImageClassification else _encoded(found, ours)
 
     return output
 
@@ -97,12 +109,13 @@ def _timm_output(where: Path, model: VitMaePreTrainedModel) -> Output:
     if where.is_dir():
         theirs = timm.create_model(f"local-dir:{where}", pretrained=True).eval()
     else:
+        weights = state_dict(load_pickle(where))
         theirs = timm.create_model(
             to_timm.architecture(config),
-            num_classes=config.num_labels if has_head else 0,
+            num_classes=len(weights.get("head.weight", ())),
             **to_timm.model_arguments(config),
         ).eval()
-        theirs.load_state_dict(state_dict(load_pickle(where)))
+        theirs.load_state_dict(weights)
 
     def output(pixel_values: Tensor, noise: Tensor) -> Tensor:
         if has_head:
