@@ -1,44 +1,193 @@
-"""Measure, as ratios within one run, since machines are shared and noisy.
+"""Measure against others, as ratios within one run, since machines are shared and noisy.
 
 python scripts/benchmark.py imports     # against `from transformers import PreTrainedModel`
+python scripts/benchmark.py decode      # JPEG to training crop, against Pillow as MAE uses it
+python scripts/benchmark.py processor   # image to pixel values, against transformers' ViT processor
+
+Stages of the pipeline on your own images: `hf-vitmae benchmark data SOURCE`.
 """
 
+import atexit
+import importlib.util
+import io
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 import tyro
+from PIL import Image
 
 OURS, THEIRS = "import hf_vitmae", "from transformers import PreTrainedModel"
+SHAPES = ((375, 500), (1200, 1600))  # height, width
+CROP = (224, 224)
+Times = dict[str, list[float]]
 
 
-def measure_imports(rounds: int) -> str:
-    """Both imports in fresh processes, in turn, after a warm-up: medians and their ratio."""
-    seconds: dict[str, list[float]] = {OURS: [], THEIRS: []}
-    for number in range(rounds + 1):
-        for statement, times in seconds.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", statement], check=True)
-            if number:
-                times.append(time.perf_counter() - start)
+def measure_imports(rounds: int = 7) -> None:
+    """Both imports in fresh processes: medians and their ratio."""
+
+    def start(statement: str) -> None:
+        subprocess.run([sys.executable, "-c", statement], check=True)
+
+    sides = {name: (lambda name=name: start(name)) for name in (OURS, THEIRS)}
+    seconds = take_turns(sides, rounds)
     ours, theirs = statistics.median(seconds[OURS]), statistics.median(seconds[THEIRS])
-    return f"`{OURS}` {ours:.2f} s, `{THEIRS}` {theirs:.2f} s, ratio {ours / theirs:.2f}"
+    print(f"`{OURS}` {ours:.2f} s, `{THEIRS}` {theirs:.2f} s, ratio {ours / theirs:.2f}")
 
 
-BENCHMARKS = {"imports": measure_imports}
-
-
-def main(what: Literal["imports"], /, rounds: int = 7) -> None:
-    """Run one benchmark and print its line.
+def measure_decode(rounds: int = 31, photos: Path | None = None) -> None:
+    """Decode, random crop, bicubic resize and flip to uint8, on one core.
 
     Args:
-        what: which one.
-        rounds: times that each side is measured.
+        rounds: times that each side is measured, in turn.
+        photos: folder of photographs to make JPEGs of; scikit-learn's two samples if left out.
     """
-    print(BENCHMARKS[what](rounds))
+    from hf_vitmae.data.augment import TrainTransform
+
+    torch.set_num_threads(1)
+    transform = TrainTransform(CROP)
+    for shape in SHAPES:
+        files = jpegs(find_photos(photos), shape)
+
+        def ours(files: list[bytes] = files) -> None:
+            for seed, encoded in enumerate(files):
+                transform.read(encoded, np.random.default_rng(seed), "")
+
+        def pillow(files: list[bytes] = files) -> None:
+            for seed, encoded in enumerate(files):
+                read_by_pillow(encoded, transform, np.random.default_rng(seed))
+
+        seconds = take_turns({"ours": ours, "Pillow": pillow}, rounds)
+        report(f"{shape[0]}x{shape[1]} JPEG to {CROP[0]}x{CROP[1]} crop", seconds, len(files))
+
+
+def read_by_pillow(encoded: bytes, transform: Any, generator: np.random.Generator) -> torch.Tensor:
+    """What MAE's own pipeline does, with the box that `transform` draws: -> uint8 (3, H, W)."""
+    with Image.open(io.BytesIO(encoded)) as opened:
+        picture = opened.convert("RGB")
+    top, left, height, width = transform.crop_box(picture.height, picture.width, generator)
+    picture = picture.crop((left, top, left + width, top + height))
+    picture = picture.resize((CROP[1], CROP[0]), Image.Resampling.BICUBIC)
+    if generator.random() < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def measure_processor(rounds: int = 31, photos: Path | None = None) -> None:
+    """JPEG files opened by Pillow, pictures in memory and arrays to pixel values, on one core.
+
+    Args:
+        rounds: times that each side is measured, in turn.
+        photos: folder of photographs to make JPEGs of; scikit-learn's two samples if left out.
+    """
+    from transformers import ViTImageProcessorPil
+
+    from hf_vitmae import VitMaeImageProcessor
+
+    torch.set_num_threads(1)
+    ours = VitMaeImageProcessor(do_center_crop=False, resample=Image.Resampling.BILINEAR)
+    theirs = ViTImageProcessorPil()
+    for shape in SHAPES:
+        files = jpegs(find_photos(photos), shape)
+        for kind, images in kinds_of_images(files).items():
+            sides = {"ours": process(ours, images), "transformers": process(theirs, images)}
+            seconds = take_turns(sides, rounds)
+            one, other = (torch.stack(side()) for side in sides.values())
+            levels = (one - other).abs().max().item() * 0.5  # -1..1 to 0..1
+            report(f"{shape[0]}x{shape[1]} {kind}", seconds, len(files))
+            print(f"  largest difference {levels * 255:.2f}/255")
+
+
+def kinds_of_images(files: list[bytes]) -> dict[str, list[Callable[[], Any]]]:
+    """How to make each image, as a person may hand it over: opened by Pillow, decoded, an array."""
+    folder = Path(tempfile.mkdtemp(prefix="hf_vitmae_benchmark_"))
+    atexit.register(shutil.rmtree, folder)
+    kinds: dict[str, list[Callable[[], Any]]] = defaultdict(list)
+    for number, encoded in enumerate(files):
+        path = folder / f"{number}.jpg"
+        path.write_bytes(encoded)
+        picture = Image.open(io.BytesIO(encoded)).convert("RGB")
+        array = np.array(picture)
+        kinds["JPEG file"].append(lambda path=path: Image.open(path))
+        kinds["JPEG in memory"].append(lambda encoded=encoded: Image.open(io.BytesIO(encoded)))
+        kinds["picture"].append(lambda picture=picture: picture)
+        kinds["array"].append(lambda array=array: array)
+    return kinds
+
+
+def process(processor: Any, images: list[Callable[[], Any]]) -> Callable[[], list[torch.Tensor]]:
+    """A run of a processor over images that are made anew for it, one call for each."""
+
+    def run() -> list[torch.Tensor]:
+        return [processor(image(), return_tensors="pt")["pixel_values"][0] for image in images]
+
+    return run
+
+
+def find_photos(folder: Path | None) -> list[Path]:
+    """The photographs of a folder, or the sample images that scikit-learn brings.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if folder is None:
+        spec = importlib.util.find_spec("sklearn")
+        if spec is None or spec.origin is None:
+            raise ValueError("There are no photographs; install scikit-learn or give --photos DIR.")
+        folder = Path(spec.origin).parent / "datasets" / "images"
+    photos = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".jpeg"))
+    if not photos:
+        raise ValueError(f"{folder} holds no .jpg files; give another folder.")
+    return photos
+
+
+def jpegs(photos: list[Path], shape: tuple[int, int]) -> list[bytes]:
+    """The photographs as JPEGs of (height, width), of quality 90 and 4:2:0 as cameras write."""
+    files, (height, width) = [], shape
+    for path in photos:
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=90)
+        files.append(buffer.getvalue())
+    return files
+
+
+def take_turns(sides: dict[str, Callable[[], Any]], rounds: int) -> Times:
+    """Seconds of each round of each side, A B A B, after a warm-up."""
+    seconds: Times = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, seconds: Times, num_images: int) -> None:
+    """Milliseconds per image of both sides, the second over the first."""
+    parts, medians = [], []
+    for name, times in seconds.items():
+        low, median, high = (
+            1000 * value / num_images
+            for value in (min(times), statistics.median(times), max(times))
+        )
+        medians.append(median)
+        parts.append(f"{name} {median:.2f} ms ({low:.2f}..{high:.2f})")
+    print(f"{title}: {', '.join(parts)}, ratio {medians[1] / medians[0]:.2f}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.extras.subcommand_cli_from_dict(
+        {"imports": measure_imports, "decode": measure_decode, "processor": measure_processor}
+    )

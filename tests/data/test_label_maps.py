@@ -75,7 +75,7 @@ def test_splits_may_lie_below_or_above(tmp_path, image, label_map):
     assert evaluation is not None
     assert pairs(train) == [(0, 10), (1, 11)] and pairs(evaluation) == [(2, 12)]
     train, evaluation = open_train_and_eval(config, 0)
-    assert evaluation is not None
+    assert isinstance(train, ImageSource) and isinstance(evaluation, ImageSource)
     assert pairs(train) == [(0, None), (1, None)] and pairs(evaluation) == [(2, None)]
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,15 +12,30 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 
+from hf_vitmae.data import splits
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.data.decode import decode
-from hf_vitmae.data.sources import open_source, open_train_and_eval
+from hf_vitmae.data.image_source import ImageSource
+from hf_vitmae.data.parquet_shards import ParquetFiles
+from hf_vitmae.data.shards import ShardSet
+from hf_vitmae.data.sources import Sources, open_source
+from hf_vitmae.data.sources import open_train_and_eval as open_any_train_and_eval
+from hf_vitmae.data.stream import StreamSource, open_stream
 
 
 def encoded(value: int) -> bytes:
     buffer = io.BytesIO()
     PillowImage.new("RGB", (2, 2), (value, value, value)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def open_train_and_eval(
+    config: DataConfig, seed: int, *, source: Sources | None = None, use_labels: bool = True
+) -> tuple[ImageSource, ImageSource | None]:
+    """Of a source with random access."""
+    train, evaluation = open_any_train_and_eval(config, seed, source=source, use_labels=use_labels)
+    assert isinstance(train, ImageSource) and isinstance(evaluation, ImageSource | None)
+    return train, evaluation
 
 
 def write(root: Path, *files: str) -> Path:
@@ -305,9 +321,9 @@ def test_labels_on_one_side_only():
     ("source", "error", "line"),
     [
         ("missing", FileNotFoundError, r"no folder or file '.*missing'; check the path"),
-        ("empty", FileNotFoundError, r"empty holds no images; .* \.avif .* or \.parquet"),
-        ("table.csv", ValueError, "neither a folder nor a .parquet file; name the folder"),
-        ("*.parquet", FileNotFoundError, "matches no .parquet file; check the pattern"),
+        ("empty", FileNotFoundError, r"empty holds no images; .* \.avif .*, \.tar or \.parquet"),
+        ("table.csv", ValueError, "neither a folder nor a .parquet or .tar file; name the"),
+        ("*.parquet", FileNotFoundError, "matches no .parquet or .tar file; check the pattern"),
         ("broken", ValueError, "broken cannot be read as parquet: "),
     ],
 )
@@ -327,10 +343,17 @@ def test_a_hub_id_that_cannot_be_reached_says_so_in_one_line():
     assert "\n" not in str(caught.value)
 
 
-def test_a_stream_is_refused():
-    stream = labelled([0]).to_iterable_dataset()
-    with pytest.raises(ValueError, match="not IterableDataset; load a data set without streaming"):
-        open_source(stream)  # pyright: ignore[reportArgumentType]
+def test_a_stream_is_refused_where_images_are_needed_by_number(tmp_path):
+    (tmp_path / "x.tar").write_bytes(b"not even looked at")
+    for source in (tmp_path, labelled([0]).to_iterable_dataset()):
+        with pytest.raises(ValueError, match="can only be read from front to back, and") as caught:
+            open_source(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_another_object_is_refused():
+    with pytest.raises(ValueError, match="a datasets.Dataset, an IterableDataset .*, not dict"):
+        open_source({"train": 1})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -378,3 +401,111 @@ def test_the_embedded_set_opens_by_name():
     assert train.class_names == evaluation.class_names
     assert len(train.require_classes()) > 5 and train.name == "emoji/train"
     assert decode(train[0].encoded, 3).shape == (3, 64, 64)
+
+
+# Metadata and saved data sets
+
+
+def write_metadata(root: Path, name: str, text: str) -> Path:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+    return root
+
+
+def test_metadata_csv_labels_the_images_of_a_flat_folder(tmp_path):
+    write(tmp_path, "a.png", "sub/b.png", "c.png")
+    write_metadata(
+        tmp_path, "metadata.csv", "file_name,age,label\nc.png,7,dog\na.png,,cat\nsub/b.png,3,dog\n"
+    )
+    source = open_source(tmp_path)
+    assert source.class_names == ("cat", "dog")
+    assert {source[i].name[-5:]: source[i].label for i in range(3)} == {
+        "a.png": 0,
+        "b.png": 1,
+        "c.png": 1,
+    }
+    with pytest.raises(ValueError, match="no label for 1 of its 3 images"):
+        open_source(tmp_path, label_column="age")
+    with pytest.raises(ValueError, match="no column 'sex'; its columns are: image, age, label"):
+        open_source(tmp_path, label_column="sex")
+
+
+def test_metadata_jsonl_lies_in_each_split_and_beats_the_folders_of_classes(tmp_path):
+    write(tmp_path, "train/x/0.png", "train/y/1.png", "val/x/2.png")
+    write_metadata(
+        tmp_path,
+        "train/metadata.jsonl",
+        '{"file_name": "x/0.png", "label": 10}\n\n'
+        '{"file_name": "y/1.png", "label": 9, "box": [1]}\n',
+    )
+    write_metadata(tmp_path, "val/metadata.jsonl", '{"file_name": "x/2.png", "label": 10}\n')
+    train, evaluation = open_train_and_eval(DataConfig(source=str(tmp_path)), 0)
+    assert evaluation is not None and train.class_names == ("9", "10")
+    assert [train[i].label for i in range(2)] == [1, 0] and evaluation[0].label == 1
+    write_metadata(tmp_path, "val/metadata.jsonl", '{"file_name": "x/2.png", "text": "no label"}\n')
+    assert open_source(tmp_path, "val").class_names == ("x",)
+
+
+def test_classes_that_are_numbers_and_text_stay_as_they_are_written(tmp_path):
+    write(tmp_path, "a.png", "b.png")
+    write_metadata(tmp_path, "metadata.csv", "file_name,label\na.png,007\nb.png,x\n")
+    assert open_source(tmp_path).class_names == ("007", "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        (
+            "metadata.csv",
+            "file_name,label\nz.png,cat\n",
+            r"Row 1 of .*csv names 'z.png', which is not",
+        ),
+        (
+            "metadata.csv",
+            "name,label\na.png,cat\n",
+            r"Row 1 of .*metadata.csv has no file_name; give",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png"}\n[1]\n', "Row 2 of .* has no file_name"),
+        ("metadata.jsonl", "{\n", "metadata.jsonl cannot be read: "),
+    ],
+)
+def test_metadata_that_does_not_fit_is_named(tmp_path, name, text, line):
+    write_metadata(write(tmp_path, "a.png"), name, text)
+    with pytest.raises(ValueError, match=line) as caught:
+        open_source(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_save_to_disk_wrote(tmp_path, streaming):
+    names = ClassLabel(names=["a", "b"])
+    parts = DatasetDict(
+        {"train": labelled([0, 1], label=names), "test": labelled([1], label=names)}
+    )
+    parts.save_to_disk(str(tmp_path / "dict"))
+    parts["train"].save_to_disk(str(tmp_path / "one"))
+    for folder in ("dict", "one"):
+        config = DataConfig(source=str(tmp_path / folder), streaming=streaming)
+        train, evaluation = open_any_train_and_eval(config, 0)
+        assert [record.label for record in train.records()] == [0, 1]
+        assert (evaluation is None) == (folder == "one")
+        assert isinstance(train, StreamSource) == streaming
+    (tmp_path / "dict/train/state.json").write_text("{")
+    with pytest.raises(ValueError, match="dict cannot be read as Arrow: ") as caught:
+        open_source(tmp_path / "dict")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_streamed_data_set_of_the_hub_is_read_from_its_own_files(tmp_path, monkeypatch):
+    """A local folder stands for the Hub: `datasets` finds files, splits and formats alike."""
+    write_parquet(tmp_path / "user/tables/data/train-00000.parquet", [0, 1])
+    write_parquet(tmp_path / "user/tables/data/test-00000.parquet", [2])
+    monkeypatch.chdir(tmp_path)
+    opened = splits.find_in_hub("./user/tables", None, splits.Reading(streaming=True))
+    assert set(opened) == {"train", "test"}
+    assert isinstance(opened["train"](), ParquetFiles)
+    write(tmp_path / "user/pictures", "a/0.png", "b/1.png")  # what is no shard streams as it can
+    pictures = splits.find_in_hub("./user/pictures", None, splits.Reading(streaming=True))
+    stream = open_stream("pictures", cast(ShardSet, pictures["train"]()))
+    assert [record.label for record in stream.records()] == [0, 1]
+    assert stream.class_names == ("a", "b")

@@ -1,6 +1,7 @@
 """The image processor: every kind of image comes in right, one geometry, and the exact way back."""
 
 import inspect
+import io
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from transformers import ViTImageProcessorPil, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_vitmae import VitMaeForImageClassification, VitMaeImageProcessor
+from hf_vitmae.models import pictures
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessorKwargs
 
 from .tiny import tiny_config
@@ -175,6 +177,56 @@ def test_exif_orientation_is_applied() -> None:
     with Image.open(path) as turned:
         values = VitMaeImageProcessor(size=(16, 32), **NO_CHANGE)(turned)["pixel_values"][0]
     assert np.array_equal(values.permute(1, 2, 0).numpy(), np.rot90(np.asarray(image), k=-1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_a_jpeg_that_is_not_decoded_yet_comes_out_the_same(
+    mode: str, num_channels: int, orientation: int, tmp_path: Path
+) -> None:
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    picture(40, 64).convert(mode).save(buffer, "JPEG", exif=exif)
+    decoded = Image.open(io.BytesIO(buffer.getvalue()))
+    decoded.load()
+    expected = pixels(decoded, num_channels=num_channels)
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    for file in (io.BytesIO(buffer.getvalue()), tmp_path / "a.jpg"):
+        with Image.open(file) as opened:
+            assert torch.equal(pixels(opened, num_channels=num_channels), expected)
+            assert torch.equal(pixels(opened, num_channels=num_channels), expected)  # once more
+            assert np.array_equal(np.asarray(opened), np.asarray(decoded))
+
+
+@pytest.mark.parametrize("without_simplejpeg", [False, True])
+def test_a_draft_of_a_jpeg_is_taken_as_it_is(
+    without_simplejpeg: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if without_simplejpeg:
+        monkeypatch.setattr(pictures, "simplejpeg", None)
+    buffer = io.BytesIO()
+    picture(96, 64).save(buffer, "JPEG")
+    draft = Image.open(buffer)
+    draft.draft("L", (32, 48))
+    expected = draft.copy().convert("RGB")
+    draft = Image.open(buffer)
+    draft.draft("L", (32, 48))
+    assert expected.size == (32, 48) and torch.equal(pixels(draft), pixels(expected))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_an_image_is_left_as_it_was(mode: str, num_channels: int) -> None:
+    image = picture(20, 24).convert("L" if mode == "I;16" else mode).convert(mode)
+    before = image.copy()
+    values = pixels(image, num_channels=num_channels, do_resize=False, patch_size=1)
+    values.zero_()
+    assert image.mode == mode and np.array_equal(np.asarray(image), np.asarray(before))
+    array = torch.full((num_channels, 16, 16), 0.5)
+    result = VitMaeImageProcessor(size=16, num_channels=num_channels)
+    assert result.normalize(array).unique().tolist() == [0]
+    assert array.unique().tolist() == [0.5]
 
 
 def test_layouts_agree() -> None:

@@ -38,11 +38,13 @@ def test_the_comparison_is_fair_and_nothing_is_missing(
 
 
 def test_the_same_labels_reach_every_start(tiny_demo: DemoRecipe) -> None:
+    from hf_vitmae.data.image_source import ImageSource
     from hf_vitmae.data.sources import open_train_and_eval
 
     data = tiny_demo.finetune.data
     first, _ = open_train_and_eval(data, seed=0)
     second, _ = open_train_and_eval(data, seed=0)
+    assert isinstance(first, ImageSource) and isinstance(second, ImageSource)
     assert [first[i].name for i in range(len(first))] == [
         second[i].name for i in range(len(second))
     ]

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from .config import DataConfig
     from .image_source import ImageSource, Record
     from .loader import eval_batches, train_batches
-    from .sources import open_source, open_train_and_eval
+    from .sources import open_images, open_source, open_train_and_eval
+    from .stream import StreamSource
 
 __all__ = [
     "DataConfig",
     "EvalTransform",
     "ImageSource",
     "Record",
+    "StreamSource",
     "TrainTransform",
     "eval_batches",
+    "open_images",
     "open_source",
     "open_train_and_eval",
     "train_batches",
@@ -33,8 +36,10 @@ _MODULES = {
     "EvalTransform": "augment",
     "ImageSource": "image_source",
     "Record": "image_source",
+    "StreamSource": "stream",
     "TrainTransform": "augment",
     "eval_batches": "loader",
+    "open_images": "sources",
     "open_source": "sources",
     "open_train_and_eval": "sources",
     "train_batches": "loader",

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hf_vitmae.models.resizing import resize_nearest
 
-from .decode import decode
+from .decode import decode, decode_crop
+from .jpeg import even_box, may_be_halved
 
 CROP_ATTEMPTS = 10  # then the largest allowed crop in the centre
 
@@ -92,12 +93,22 @@ class TrainTransform:
             raise ValueError(f"horizontal_flip must lie in 0..1, not {self.horizontal_flip}.")
 
     def read(self, encoded: bytes, generator: np.random.Generator, name: str) -> Tensor:
-        """Decode and transform one image: bytes -> uint8 (C, *image_size)."""
-        return self(decode(encoded, self.num_channels, name), generator)
+        """Decode and transform one image: bytes -> uint8 (C, *image_size).
+
+        As `__call__` on what `decode` gives, with the same draws; but for a large JPEG the mean
+        difference may reach 0.5/255, see `jpeg`.
+        """
+
+        def choose_box(height: int, width: int) -> tuple[int, int, int, int]:
+            return self.crop_box(height, width, generator)
+
+        crop = decode_crop(encoded, self.num_channels, choose_box, self.image_size, name)
+        return self._resize(crop, self._draw_flip(generator))
 
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor:
         """Transform one image: uint8 (C, H, W) -> uint8 (C, *image_size)."""
-        return self._cut_image(image, self._draw(image, generator))
+        cut = self._draw(image, generator)
+        return self._resize(cut.of(image), cut.is_flipped)
 
     def with_label_map(
         self, image: Tensor, label_map: Tensor, generator: np.random.Generator
@@ -108,12 +119,23 @@ class TrainTransform:
         """
         cut = self._draw(image, generator)
         crop = resize_nearest(cut.of(label_map), self.image_size)  # (H', W')
-        return self._cut_image(image, cut), crop.flip(-1) if cut.is_flipped else crop
+        resized = self._resize(cut.of(image), cut.is_flipped)
+        return resized, crop.flip(-1) if cut.is_flipped else crop
 
     def crop_box(
         self, height: int, width: int, generator: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        """Draw a crop inside an image of height x width: (top, left, height, width) in pixels."""
+        """Draw a crop inside an image of height x width: (top, left, height, width) in pixels.
+
+        Large crops have even edges, so that a JPEG may be decoded at half its size.
+        """
+        box = self._draw_box(height, width, generator)
+        halved = may_be_halved(box[2], box[3], self.image_size)
+        return even_box(box, height, width) if halved else box
+
+    def _draw_box(
+        self, height: int, width: int, generator: np.random.Generator
+    ) -> tuple[int, int, int, int]:
         shape = self.image_size[1] / self.image_size[0]
         low, high = (shape * ratio for ratio in self.crop_ratio)
         for _ in range(CROP_ATTEMPTS):
@@ -128,12 +150,15 @@ class TrainTransform:
 
     def _draw(self, image: Tensor, generator: np.random.Generator) -> _Cut:
         box = self.crop_box(image.shape[1], image.shape[2], generator)
-        return _Cut(*box, is_flipped=generator.random() < self.horizontal_flip)
+        return _Cut(*box, is_flipped=self._draw_flip(generator))
 
-    def _cut_image(self, image: Tensor, cut: _Cut) -> Tensor:
-        crop = cut.of(image)[None]
-        crop = F.interpolate(crop, size=self.image_size, mode="bicubic", antialias=True)[0]
-        return crop.flip(-1) if cut.is_flipped else crop
+    def _draw_flip(self, generator: np.random.Generator) -> bool:
+        return generator.random() < self.horizontal_flip
+
+    def _resize(self, crop: Tensor, is_flipped: bool) -> Tensor:
+        """uint8 (C, h, w) -> (C, *image_size)."""
+        crop = F.interpolate(crop[None], size=self.image_size, mode="bicubic", antialias=True)[0]
+        return crop.flip(-1) if is_flipped else crop
 
 
 @dataclass(frozen=True)

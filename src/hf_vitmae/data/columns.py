@@ -9,7 +9,7 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "category", "target")
@@ -18,7 +18,7 @@ TYPED_LABEL_MAP_NAMES = (*LABEL_MAP_NAMES, "label")  # in a column of type Image
 
 
 def find_image_column(
-    dataset: Dataset, asked: str | None, name: str, label_map_column: str | None = None
+    features: Features, asked: str | None, name: str, label_map_column: str | None = None
 ) -> str:
     """The column asked for, else the one of type Image, else one with a usual name.
 
@@ -31,34 +31,36 @@ def find_image_column(
         ValueError: if the column asked for does not fit, or no single one can be told.
     """
     if asked is not None:
-        return _check_asked(dataset, asked, name, _can_hold_images)
-    features = {c: feature for c, feature in dataset.features.items() if c != label_map_column}
-    typed = [column for column, feature in features.items() if isinstance(feature, Image)]
+        return _check_asked(features, asked, name, _can_hold_images)
+    others = {c: feature for c, feature in features.items() if c != label_map_column}
+    typed = [column for column, feature in others.items() if isinstance(feature, Image)]
     no_maps = [column for column in typed if column not in TYPED_LABEL_MAP_NAMES]
-    found = _usual_column(features, no_maps, IMAGE_NAMES, _can_hold_images)
+    found = _usual_column(others, no_maps, IMAGE_NAMES, _can_hold_images)
     if found is None and len(typed) == 1:
         found = typed[0]
     if found is None:
         raise ValueError(
             f"{name} has {'several image columns' if typed else 'no image column'} (columns: "
-            f"{', '.join(dataset.features)}); name the one to use (image_column)."
+            f"{', '.join(features)}); name the one to use (image_column)."
         )
     return found
 
 
-def find_label_column(dataset: Dataset, asked: str | None, name: str) -> str | None:
+def find_label_column(features: Features, asked: str | None, name: str) -> str | None:
     """The column asked for, else the one of type ClassLabel, else one with a usual name.
 
     Raises:
         ValueError: if the column asked for does not fit.
     """
     if asked is not None:
-        return _check_asked(dataset, asked, name, _can_hold_labels)
-    typed = [c for c, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    return _usual_column(dataset.features, typed, LABEL_NAMES, _can_hold_labels)
+        return _check_asked(features, asked, name, _can_hold_labels)
+    typed = [c for c, feature in features.items() if isinstance(feature, ClassLabel)]
+    return _usual_column(features, typed, LABEL_NAMES, _can_hold_labels)
 
 
-def find_label_map_column(dataset: Dataset, asked: str | None, name: str, image_column: str) -> str:
+def find_label_map_column(
+    features: Features, asked: str | None, name: str, image_column: str
+) -> str:
     """The column asked for, else one with a usual name, of type Image if there is one.
 
     Raises:
@@ -70,12 +72,12 @@ def find_label_map_column(dataset: Dataset, asked: str | None, name: str, image_
             "another one as image_column or label_map_column."
         )
     if asked is not None:
-        return _check_asked(dataset, asked, name, _can_hold_images)
-    features = {c: feature for c, feature in dataset.features.items() if c != image_column}
-    typed = [c for c in TYPED_LABEL_MAP_NAMES if isinstance(features.get(c), Image)]
-    fitting = [c for c in LABEL_MAP_NAMES if c in features and _can_hold_images(features[c])]
+        return _check_asked(features, asked, name, _can_hold_images)
+    others = {c: feature for c, feature in features.items() if c != image_column}
+    typed = [c for c in TYPED_LABEL_MAP_NAMES if isinstance(others.get(c), Image)]
+    fitting = [c for c in LABEL_MAP_NAMES if c in others and _can_hold_images(others[c])]
     if not typed + fitting:
-        raise ValueError(no_label_maps(f"{name} (columns: {', '.join(dataset.features)})"))
+        raise ValueError(no_label_maps(f"{name} (columns: {', '.join(features)})"))
     return (typed + fitting)[0]
 
 
@@ -113,15 +115,15 @@ def _usual_column(
     return next((column for column in candidates if fits(features[column])), None)
 
 
-def _check_asked(dataset: Dataset, column: str, name: str, fits: Callable[[object], bool]) -> str:
-    if column not in dataset.features:
+def _check_asked(features: Features, column: str, name: str, fits: Callable[[object], bool]) -> str:
+    if column not in features:
         raise ValueError(
-            f"{name} has no column {column!r}; its columns are: {', '.join(dataset.features)}."
+            f"{name} has no column {column!r}; its columns are: {', '.join(features)}."
         )
-    if not fits(dataset.features[column]):
+    if not fits(features[column]):
         raise ValueError(
-            f"Column {column!r} of {name} is of type {dataset.features[column]}, which does not "
-            f"fit; its columns are: {', '.join(dataset.features)}."
+            f"Column {column!r} of {name} is of type {features[column]}, which does not fit; its "
+            f"columns are: {', '.join(features)}."
         )
     return column
 

@@ -3,6 +3,8 @@
 Every field is a flag of the command line (`--data.source`, ...); its docstring is the flag's help.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -14,8 +16,11 @@ class DataConfig:
         ValueError: if a number is out of range, or both `eval_split` and `eval_share` are given.
     """
 
-    source: str = "emoji"
-    """`emoji`, `shapes`, a folder of images, parquet file or glob, Hub id (`user/name:config`)."""
+    source: str | tuple[str, ...] = "emoji"
+    """`emoji`, `shapes`, a folder of images, parquet or WebDataset tars (file, folder, glob, URL),
+    a folder of `save_to_disk`, Hub id (`user/name:config`); several are mixed."""
+    weights: tuple[float, ...] = ()
+    """How often an epoch shows each image of each source: 2 is twice, 0.5 every other epoch."""
     split: str = "train"
     """Split to train on."""
     eval_split: str | None = None
@@ -30,6 +35,12 @@ class DataConfig:
     """Column that holds the label maps of segmentation; found by name when left out."""
     samples_per_class: int | None = None
     """Train on only so many labelled images of each class, drawn by the seed."""
+    streaming: bool = False
+    """Read parquet, Hub data and `save_to_disk` from front to back, as tars always are."""
+    stream_readers: int = 8
+    """Places of a stream that are read side by side; a multiple of the number of processes."""
+    shuffle_block: int = 1000
+    """Images of a stream that are held in memory and shuffled among each other."""
     num_workers: int = 2
     """Worker processes that decode images, per training process; changes speed, never a batch."""
 
@@ -42,13 +53,38 @@ class DataConfig:
             raise ValueError(
                 f"data.samples_per_class must be at least 1, not {self.samples_per_class}."
             )
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers must be at least 0, not {self.num_workers}.")
+        for name, least in (("num_workers", 0), ("stream_readers", 1), ("shuffle_block", 1)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"data.{name} must be at least {least}, not {value}.")
+        check_weights(self.weights, len(self.sources))
         if self.eval_split is not None and self.eval_share:
             raise ValueError(
                 f"data.eval_split={self.eval_split!r} and data.eval_share={self.eval_share} both "
                 "choose the evaluation images; give only one of them."
             )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of all sources."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+
+def check_weights(weights: Sequence[float], num_sources: int) -> None:
+    """Refuse weights that are not numbers above 0, one for each source.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if num_sources == 0:
+        raise ValueError("data.source is empty; name at least one source.")
+    if weights and len(weights) != num_sources:
+        raise ValueError(
+            f"data.weights has {len(weights)} values and data.source has {num_sources}; give one "
+            "weight for each source, or none."
+        )
+    for weight in weights:
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(f"data.weights must be above 0, not {weight}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Encoded bytes to tensors, by Pillow: images as in `models.pictures`, label maps as class ids."""
+"""Encoded bytes to tensors: images as in `models.pictures`, label maps as class ids."""
 
 import io
 import warnings
@@ -7,8 +7,15 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 
-from hf_vitmae.models.pictures import UnfitPicture, picture_to_tensor
+from hf_vitmae.models.pictures import (
+    UnfitPicture,
+    is_undecoded_jpeg,
+    picture_to_tensor,
+    upright_to_tensor,
+)
 from hf_vitmae.models.segmentation_maps import class_ids
+
+from .jpeg import Box, read_jpeg_crop, upright_size
 
 
 class BadImage(ValueError):
@@ -40,6 +47,38 @@ def decode(encoded: bytes, num_channels: int, name: str = "The image") -> Tensor
             or does not have the bands that `num_channels` asks for.
     """
     return _decode(encoded, lambda picture: picture_to_tensor(picture, num_channels), name)
+
+
+def decode_crop(
+    encoded: bytes,
+    num_channels: int,
+    choose_box: Callable[[int, int], Box],
+    size: tuple[int, int],
+    name: str = "The image",
+) -> Tensor:
+    """Decode a part of one image that will be resized: bytes -> uint8 (C, h, w).
+
+    A JPEG of which the part is much larger than `size` may come at half its size, see `jpeg`.
+
+    Args:
+        num_channels: as in `decode`.
+        choose_box: height and width of the upright image -> (top, left, height, width) of the part;
+            called once.
+        size: (height, width) that the part will be resized to.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+
+    def read(picture: Image.Image) -> Tensor:
+        if num_channels in (1, 3) and is_undecoded_jpeg(picture):
+            box = choose_box(*upright_size(picture))
+            return upright_to_tensor(read_jpeg_crop(picture, box, size), num_channels)
+        image = picture_to_tensor(picture, num_channels)
+        top, left, height, width = choose_box(image.shape[1], image.shape[2])
+        return image[:, top : top + height, left : left + width]
+
+    return _decode(encoded, read, name)
 
 
 def decode_label_map(encoded: bytes, name: str = "The label map") -> Tensor:

@@ -1,4 +1,4 @@
-"""Image and parquet files on disk, grouped into splits and classes by the folders that they lie in.
+"""Image files, parquet files and tars, grouped into splits and classes by where they lie.
 
 `datasets` has a folder reader of its own; it is not used, because it guesses splits from file and
 folder names (a flat folder holding `scan_test_1.png` keeps only that file; classes called
@@ -12,14 +12,18 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import fsspec
+
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm".split()
     + ".png .pnm .ppm .tga .tif .tiff .webp".split()
 )
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "dev", "test", "testing")  # in order of preference
 _SPLIT_NAMES = TRAIN_NAMES + EVAL_NAMES
 _SPLIT_WORD = re.compile(rf"({'|'.join(_SPLIT_NAMES)})(?![a-z0-9])", re.IGNORECASE)
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class ImageFile(NamedTuple):
@@ -60,8 +64,8 @@ def image_splits(folder: Path, files: list[ImageFile]) -> dict[str, list[ImageFi
     return {name: [_below_split(files[i]) for i in inside] for name, inside in splits.items()}
 
 
-def parquet_splits(folder: Path, files: list[str]) -> dict[str, list[str]]:
-    """Group parquet files into splits by the first word of a folder or of the file: {split: files}.
+def shard_splits(folder: Path | str, files: list[str]) -> dict[str, list[str]]:
+    """Group parquet files or tars into splits by the first word of a folder or of the file.
 
     Raises:
         ValueError: if there are splits and also a file in none of them.
@@ -78,21 +82,56 @@ def class_folders(files: list[str]) -> list[str] | None:
     return classes if len(classes) == len(files) else None
 
 
-def find_parquet(source: str) -> tuple[Path, list[str]]:
-    """Parquet files of a file name or glob: their folder, and sorted paths from it.
+def is_parquet(file: str) -> bool:
+    """Whether a file is parquet by its name."""
+    return file.lower().endswith(".parquet")
+
+
+def is_tar(file: str) -> bool:
+    """Whether a file is a tar, which may be compressed, by its name."""
+    return file.lower().endswith(TAR_ENDINGS)
+
+
+def find_shards(source: str) -> tuple[str, list[str]]:
+    """Parquet files or tars of a file name, a URL or a pattern: their folder, sorted paths from it.
+
+    A pattern has *, ?, [0-9] or {000..099}; a URL only the first and the last.
 
     Raises:
-        FileNotFoundError: if the glob matches no parquet file.
+        FileNotFoundError: if the pattern matches neither.
     """
-    path = Path(source)
-    if path.is_file():
-        return path.parent, [path.name]
-    found = glob.glob(source, recursive=True)
-    found = sorted(file for file in found if file.lower().endswith(".parquet"))
+    found = [file for pattern in _expand_braces(source) for file in _match(pattern)]
+    found = sorted(filter(is_parquet, found)) or sorted(filter(is_tar, found))
     if not found:
-        raise FileNotFoundError(f"{source!r} matches no .parquet file; check the pattern.")
-    folder = Path(os.path.commonpath([Path(file).parent for file in found]))
-    return folder, [Path(file).relative_to(folder).as_posix() for file in found]
+        raise FileNotFoundError(f"{source!r} matches no .parquet or .tar file; check the pattern.")
+    folder = os.path.commonprefix([file.rpartition("/")[0] + "/" for file in found])
+    folder = folder.rpartition("/")[0]
+    return folder, [file[len(folder) + 1 :] if folder else file for file in found]
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source may stand for several files."""
+    return glob.has_magic(source) or _BRACES.search(source) is not None
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """`a-{000..002}.tar` is three files."""
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+    before, after = pattern[: match.start()], pattern[match.end() :]
+    return [file for number in numbers for file in _expand_braces(before + number + after)]
+
+
+def _match(pattern: str) -> list[str]:
+    if "://" not in pattern:
+        return [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
+    if "*" not in pattern:
+        return [pattern]
+    filesystem, inside = fsspec.core.url_to_fs(pattern)
+    return [filesystem.unstrip_protocol(file) for file in filesystem.glob(inside)]
 
 
 def _hidden(name: str) -> bool:
@@ -120,7 +159,9 @@ def _split_word(file: str) -> str | None:
     return next((match[1].lower() for match in matches if match), None)
 
 
-def _group(folder: Path, files: list[str], keys: list[str | None]) -> dict[str, list[int]] | None:
+def _group(
+    folder: Path | str, files: list[str], keys: list[str | None]
+) -> dict[str, list[int]] | None:
     """Positions of the files by key, if the keys are names of splits; None if they are not."""
     names = {key.lower() for key in keys if key is not None}
     all_are_splits = bool(names) and None not in keys and names <= set(_SPLIT_NAMES)

@@ -6,8 +6,10 @@ are read once, as one array of class ids, so that hold-outs and draws by class n
 images.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,15 +23,30 @@ from .columns import (
     no_label_maps,
     read_labels,
 )
+from .order import Place, batch_positions, eval_positions, place_of
+from .request import (
+    Record,
+    Request,
+    Share,
+    missing_labels,
+    no_eval_labels,
+    no_labels,
+    other_classes,
+)
 
 
-class Record(NamedTuple):
-    """One encoded image, its class id and encoded label map (None in a source without them)."""
+class Part(NamedTuple):
+    """Rows of a joined data set from `first_row` on that came from one source, and its name."""
 
-    encoded: bytes
-    label: int | None
-    name: str  # to show to people
-    label_map: bytes | None = None
+    first_row: int
+    name: str
+
+
+class Quota(NamedTuple):
+    """Consecutive images of a mixture of which each epoch shows `per_epoch`, one after another."""
+
+    num_images: int
+    per_epoch: int
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ class ImageSource:
         class_names: a name for each class id; None without labels.
         label_map_column: holds the label maps, of type `Image(decode=False)`; None without them.
         map_class_names: a name for each class id of the label maps, where they are known.
+        parts: where the rows came from, if `dataset` was joined of several.
+        quotas: how often an epoch shows the images of a mixture; without them, each once.
     """
 
     name: str
@@ -54,6 +73,8 @@ class ImageSource:
     class_names: tuple[str, ...] | None = None
     label_map_column: str | None = None
     map_class_names: tuple[str, ...] | None = None
+    parts: tuple[Part, ...] = ()
+    quotas: tuple[Quota, ...] = ()
 
     @classmethod
     def from_dataset(
@@ -77,18 +98,20 @@ class ImageSource:
                 told, or some labels are missing.
         """
         dataset = dataset.with_format(None)
-        image_column = find_image_column(dataset, image_column, name, label_map_column)
+        image_column = find_image_column(dataset.features, image_column, name, label_map_column)
         columns, found = [image_column], None
         if use_label_maps:
-            found = find_label_map_column(dataset, label_map_column, name, image_column)
+            found = find_label_map_column(dataset.features, label_map_column, name, image_column)
             columns.append(found)
         pictures = dataset.select_columns(columns)
         for column in columns:
             pictures = pictures.cast_column(column, Image(decode=False))
         rows = np.arange(len(pictures))
         source = cls(name, pictures, image_column, rows, label_map_column=found)
-        label_column = find_label_column(dataset, label_column, name) if use_labels else None
-        return source if label_column is None else source._with_labels(dataset, label_column)
+        if use_labels:
+            label_column = find_label_column(dataset.features, label_column, name)
+            return source if label_column is None else source._with_labels(dataset, label_column)
+        return source
 
     def _with_labels(self, dataset: Dataset, label_column: str) -> "ImageSource":
         labels, class_names = read_labels(dataset, label_column)
@@ -96,10 +119,8 @@ class ImageSource:
         if num_missing == len(labels):  # how test splits without labels are published
             return self
         if num_missing:
-            raise ValueError(
-                f"{self.name} has no label for {num_missing} of its {len(labels)} images (column "
-                f"{label_column!r}); leave these out, or name another label column."
-            )
+            column = f"column {label_column!r}"
+            raise ValueError(missing_labels(self.name, num_missing, len(labels), column))
         return replace(self, labels=labels, class_names=class_names)
 
     def __len__(self) -> int:
@@ -107,17 +128,47 @@ class ImageSource:
 
     def __getitem__(self, index: int) -> Record:
         row = int(self.rows[index])
-        pictures, name, label_map = self.dataset[row], f"{self.name}[{row}]", None
+        pictures, name, label_map = self.dataset[row], self._name_of(row), None
         label = None if self.labels is None else int(self.labels[index])
         if self.label_map_column is not None:
-            label_map, _ = _read(pictures[self.label_map_column], "label map", name)
-        encoded, name = _read(pictures[self.image_column], "image", name)
+            label_map, _ = read_picture(pictures[self.label_map_column], "label map", name)
+        encoded, name = read_picture(pictures[self.image_column], "image", name)
         return Record(encoded, label, name, label_map)
 
+    @property
+    def epoch_size(self) -> int:
+        """Samples of one epoch: the images, each as often as its weight says."""
+        return sum(quota.per_epoch for quota in self.quotas) if self.quotas else len(self)
+
+    def train_requests(
+        self, seed: int, share: Share, start_step: int
+    ) -> Generator[Request, None, None]:
+        """The endless requests of one process from a step on."""
+        for step in count(start_step):
+            places = (place_of(p, seed, self.epoch_size) for p in batch_positions(step, *share))
+            yield Request([self._weighted(place) for place in places])
+
+    def eval_requests(self, share: Share) -> Generator[Request, None, None]:
+        """The requests of one process in one pass over the images, each once over all processes."""
+        for step in range(math.ceil(len(self) / (share.batch_size * share.world_size))):
+            indices, valid = eval_positions(
+                step, share.batch_size, len(self), share.rank, share.world_size
+            )
+            yield Request([Place(0, i, i) for i in indices], valid)
+
+    def records(self) -> Iterator[Record]:
+        """Every image once, in order."""
+        return (self[index] for index in range(len(self)))
+
+    def examples(self, most: int) -> list[Record]:
+        """Some images, spread evenly over the source."""
+        most = min(most, len(self))
+        return [self[i * len(self) // most] for i in range(most)]
+
     def select(self, indices: np.ndarray) -> "ImageSource":
-        """The source that holds these samples, in this order."""
+        """The source that holds these images, in this order, each once an epoch."""
         labels = None if self.labels is None else self.labels[indices]
-        return replace(self, rows=self.rows[indices], labels=labels)
+        return replace(self, rows=self.rows[indices], labels=labels, quotas=())
 
     def require_classes(self) -> tuple[str, ...]:
         """The class names, for a task that cannot do without labels.
@@ -126,10 +177,7 @@ class ImageSource:
             ValueError: if the source has no labels.
         """
         if self.class_names is None:
-            raise ValueError(
-                f"{self.name} has no labels; put the images into one folder per class, or name the "
-                "column of labels (label_column)."
-            )
+            raise ValueError(no_labels(self.name))
         return self.class_names
 
     def require_label_maps(self) -> None:
@@ -148,27 +196,37 @@ class ImageSource:
             ValueError: if there are no labels here, or a class that is not among `class_names`.
         """
         if self.labels is None or self.class_names is None:
-            raise ValueError(
-                f"{self.name} has no labels and the training images have; evaluate on another "
-                "split (eval_split) or on a share of the training images (eval_share)."
-            )
+            raise ValueError(no_eval_labels(self.name))
         ids = {name: i for i, name in enumerate(class_names)}
         new_ids = np.array([ids.get(name, -1) for name in self.class_names])
         labels = new_ids[self.labels]
         if (labels < 0).any():
             unknown = [self.class_names[i] for i in np.unique(self.labels[labels < 0])]
-            raise ValueError(
-                f"{self.name} has {len(unknown)} classes that the training images lack "
-                f"({', '.join(unknown[:5])}); leave them out, or evaluate on another split."
-            )
+            raise ValueError(other_classes(self.name, unknown))
         return replace(self, labels=labels, class_names=tuple(class_names))
 
     def without_labels(self) -> "ImageSource":
         """The same samples without the labels of whole images; label maps stay."""
         return replace(self, labels=None, class_names=None)
 
+    def _name_of(self, row: int) -> str:
+        """What a row is known by: its number in the source that it came from."""
+        came_from = [part for part in self.parts if part.first_row <= row]
+        first_row, name = came_from[-1] if came_from else (0, self.name)
+        return f"{name}[{row - first_row}]"
 
-def _read(picture: dict | None, kind: str, name: str) -> tuple[bytes, str]:
+    def _weighted(self, place: Place) -> Place:
+        """The place with the image that its epoch shows there."""
+        index, first = place.index, 0
+        for num_images, per_epoch in self.quotas:
+            if index < per_epoch:
+                turn = place.epoch * per_epoch + index
+                return place._replace(index=first + turn % num_images)
+            index, first = index - per_epoch, first + num_images
+        return place
+
+
+def read_picture(picture: dict | None, kind: str, name: str) -> tuple[bytes, str]:
     """The bytes of an image or a label map, and what to call it: its file, if it lies in one."""
     if picture is None:
         raise ValueError(f"{name} holds no {kind}; leave the row out.")

@@ -5,10 +5,8 @@ them into tensors, with randomness drawn from the place alone. So a batch is the
 of workers and from whichever step the stream is opened.
 """
 
-import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -18,21 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from .augment import Transform
 from .decode import BadImage, decode, decode_label_map
-from .image_source import ImageSource, Record
-from .order import (
-    Place,
-    Stream,
-    batch_positions,
-    eval_positions,
-    place_of,
-    random_stream,
-)
+from .image_source import ImageSource
+from .order import Place, Stream, random_stream
+from .read_ahead import ReadAhead
+from .request import Images, Record, Request, Share
 
 Batch = dict[str, Tensor]
+BATCHES_AHEAD = 2  # of a stream, read beside those that the workers have
 
 
 def train_batches(
-    source: ImageSource,
+    source: Images,
     transform: Transform,
     *,
     seed: int,
@@ -60,18 +54,14 @@ def train_batches(
         FileNotFoundError: if the file of an image is gone.
     """
     _check(source, seed, batch_size, num_workers)
-    requests = (
-        _Request([place_of(position, seed, len(source)) for position in positions])
-        for positions in (
-            batch_positions(s, batch_size, rank, world_size) for s in count(start_step)
-        )
-    )
-    reader = _Reader(source, transform, Stream.TRAIN, seed, num_noise)
+    share = Share(batch_size, rank, world_size)
+    requests = source.train_requests(seed, share, start_step)
+    reader = _Reader(_by_index(source), transform, Stream.TRAIN, seed, num_noise)
     return _load(reader, requests, num_workers, pin_memory)
 
 
 def eval_batches(
-    source: ImageSource,
+    source: Images,
     transform: Transform,
     *,
     seed: int,
@@ -87,78 +77,66 @@ def eval_batches(
     As `train_batches`, with `noise` fixed for each image by (seed, index), and besides `valid`,
     bool (B,): all ranks take the same number of batches of the same size, and where the images do
     not suffice, the last one is repeated and not valid. Gather a step over the ranks and keep what
-    is valid: the next images of the source.
+    is valid: the next images of the source (of a stream, those of each rank's own part of it).
     """
     _check(source, seed, batch_size, num_workers)
-    num_batches = math.ceil(len(source) / (batch_size * world_size))
-    requests = (
-        _Request([Place(0, i, i) for i in indices], valid)
-        for indices, valid in (
-            eval_positions(step, batch_size, len(source), rank, world_size)
-            for step in range(num_batches)
-        )
-    )
-    reader = _Reader(source, transform, Stream.EVAL, seed, num_noise)
+    requests = source.eval_requests(Share(batch_size, rank, world_size))
+    reader = _Reader(_by_index(source), transform, Stream.EVAL, seed, num_noise)
     return _load(reader, requests, num_workers, pin_memory)
 
 
-class _Request(NamedTuple):
-    """What a worker is asked for: the places of a batch and, in evaluation, which of them count."""
-
-    places: list[Place]
-    valid: list[bool] | None = None
-
-
 class _Sample(NamedTuple):
-    """What belongs to one place: uint8 (C, H, W), int64 (H, W) or None, float32 (N,)."""
+    """What belongs to one place: uint8 (C, H, W), int64 (H, W) or int or None, float32 (N,)."""
 
     pixel_values: Tensor
-    label_map: Tensor | None
+    label: Tensor | int | None
     noise: np.ndarray
 
 
 @dataclass(frozen=True)
-class _Reader(Dataset[Batch | Exception]):
+class _Reader(Dataset[Batch | Exception | None]):
     """Turns a request into a batch; stateless, so that any worker may serve any request."""
 
-    source: ImageSource
+    source: ImageSource | None  # the samples of a stream come with the request
     transform: Transform
     stream: Stream
     seed: int
     num_noise: int | None
 
-    def __getitem__(self, request: _Request) -> Batch | Exception:
+    def __getitem__(self, request: Request | None) -> Batch | Exception | None:
         try:
-            return self.read(request)
+            return None if request is None else self.read(request)
         except (
             ValueError,
             OSError,
         ) as error:  # raised here, DataLoader would bury it in a traceback
             return error
 
-    def read(self, request: _Request) -> Batch:
-        samples = [self.read_one(place) for place in request.places]
+    def read(self, request: Request) -> Batch:
+        records = request.records or self.look_up(request.places)
+        samples = [self.read_one(*pair) for pair in zip(request.places, records, strict=True)]
         batch = {"pixel_values": torch.stack([s.pixel_values for s in samples])}  # (B, C, H, W)
-        maps = [s.label_map for s in samples if s.label_map is not None]
-        if maps:
-            batch["labels"] = torch.stack(maps)  # (B, H, W)
-        elif self.source.labels is not None:
-            indices = [place.index for place in request.places]
-            batch["labels"] = torch.from_numpy(self.source.labels[indices])
+        labels = [torch.as_tensor(s.label) for s in samples if s.label is not None]
+        if labels:
+            batch["labels"] = torch.stack(labels)  # (B,) or (B, H, W)
         if self.num_noise is not None:
             batch["noise"] = torch.from_numpy(np.stack([s.noise for s in samples]))  # (B, N)
         if request.valid is not None:
             batch["valid"] = torch.tensor(request.valid)
         return batch
 
-    def read_one(self, place: Place) -> _Sample:
+    def look_up(self, places: list[Place]) -> Iterator[Record]:
+        """The images of some places, each read when it is asked for."""
+        assert self.source is not None
+        return (self.source[place.index] for place in places)
+
+    def read_one(self, place: Place, record: Record) -> _Sample:
         """One image with what belongs to it."""
         generator = random_stream(self.stream, self.seed, place.epoch, place.slot)
         noise = generator.random(self.num_noise or 0, dtype=np.float32)
-        record = self.source[place.index]
         if record.label_map is None:
             image = self.transform.read(record.encoded, generator, record.name)
-            return _Sample(image, None, noise)
+            return _Sample(image, record.label, noise)
         image = decode(record.encoded, self.transform.num_channels, record.name)
         label_map = _decode_label_map(record, image)
         return _Sample(*self.transform.with_label_map(image, label_map, generator), noise)
@@ -179,27 +157,40 @@ def _decode_label_map(record: Record, image: Tensor) -> Tensor:
 
 
 def _load(
-    reader: _Reader, requests: Iterable[_Request], num_workers: int, pin_memory: bool
+    reader: _Reader,
+    requests: Generator[Request, None, None],
+    num_workers: int,
+    pin_memory: bool,
 ) -> Generator[Batch, None, None]:
+    ahead = ReadAhead(requests, BATCHES_AHEAD) if reader.source is None else None
     loader = DataLoader(
         reader,
         batch_size=None,  # a request is a whole batch
-        sampler=requests,
+        sampler=requests if ahead is None else ahead,
         num_workers=num_workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else opening a loader would draw from the global one
     )
-    batches = iter(loader)
+    batches = iter(loader)  # forks the workers, before the thread of `ahead` is there
     try:
         for batch in batches:
             if isinstance(batch, Exception):
                 raise batch
+            if batch is None:
+                assert ahead is not None and ahead.error is not None
+                raise ahead.error
             yield batch
     finally:
         del batches  # ends the workers now rather than at the next garbage collection
+        if ahead is not None:
+            ahead.close()
 
 
-def _check(source: ImageSource, seed: int, batch_size: int, num_workers: int) -> None:
+def _by_index(source: Images) -> ImageSource | None:
+    return source if isinstance(source, ImageSource) else None
+
+
+def _check(source: Images, seed: int, batch_size: int, num_workers: int) -> None:
     if len(source) == 0:
         raise ValueError(f"{source.name} holds no images; choose another split or source.")
     if seed < 0:

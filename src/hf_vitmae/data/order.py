@@ -23,6 +23,9 @@ class Stream(IntEnum):
     HOLD_OUT = 3
     FEW_LABELS = 4
     SHAPES = 5
+    SHARDS = 6
+    BLOCK = 7
+    MIXTURE = 8
 
 
 def random_stream(stream: Stream, seed: int, epoch: int = 0, slot: int = 0) -> np.random.Generator:

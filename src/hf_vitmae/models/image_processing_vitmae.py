@@ -227,11 +227,12 @@ class VitMaeImageProcessor(BaseImageProcessor):
     def normalize(self, pixel_values: Tensor) -> Tensor:
         """Rescale, normalise, on any device: (B, C, H, W) or (C, H, W) -> float32, same shape."""
         self._check_channels(pixel_values)
-        values = pixel_values.float()
+        values = pixel_values.to(torch.float32, copy=True)  # one copy, which what follows changes
         if self.do_rescale:
-            values = values * (self._white / FULL_RANGE.get(pixel_values.dtype, 1))
+            values *= self._white / FULL_RANGE.get(pixel_values.dtype, 1)
         if self.do_normalize:
-            values = (values - _column(self.image_mean, values)) / _column(self.image_std, values)
+            values -= _column(self.image_mean, values)
+            values /= _column(self.image_std, values)
         return values
 
     def denormalize(self, pixel_values: Tensor) -> Tensor:

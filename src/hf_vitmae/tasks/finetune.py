@@ -10,12 +10,19 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.sources import Source, open_train_and_eval
+from hf_vitmae.data.mixture import AnySource
+from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
 from hf_vitmae.tasks.checkpoints import load_config, load_processor
-from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
+from hf_vitmae.tasks.fit import (
+    Batch,
+    fit,
+    held_out_batches,
+    normalized,
+    open_sources,
+    spread,
+)
 from hf_vitmae.tasks.start import (
     CheckpointRecipe,
     refuse_other_classes,
@@ -44,11 +51,11 @@ class FinetuneRecipe(CheckpointRecipe):
             )
 
 
-def run(recipe: FinetuneRecipe, source: Source | None = None) -> dict[str, Any]:
+def run(recipe: FinetuneRecipe, source: Sources | None = None) -> dict[str, Any]:
     """Fine-tune, and leave model, log and checkpoints in `recipe.output_dir`.
 
     Args:
-        source: a `datasets` object, opened in place of `recipe.data.source`.
+        source: a `datasets` object or a list of them, opened in place of `recipe.data.source`.
 
     Returns:
         The newest value of everything logged, with `eval_accuracy` when there were held-out images.
@@ -58,7 +65,7 @@ def run(recipe: FinetuneRecipe, source: Source | None = None) -> dict[str, Any]:
     """
     accelerator = recipe.make_accelerator()
     stored = load_config(recipe.model)
-    train_source, eval_source = open_train_and_eval(recipe.data, recipe.seed, source=source)
+    train_source, eval_source = open_sources(recipe, accelerator, source)
     classes = train_source.require_classes()
     refuse_other_classes(recipe, VitMaeForImageClassification, stored, classes)
     config = start_config(recipe, stored, classes, pooling=recipe.pooling)
@@ -96,7 +103,7 @@ class HeldOutAccuracy:
     recipe: FinetuneRecipe
     accelerator: Accelerator
     processor: VitMaeImageProcessor
-    source: ImageSource
+    source: AnySource
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Evaluate `model`, on every process alike: -> eval_loss, eval_accuracy and the like."""

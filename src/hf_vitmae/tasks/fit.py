@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from hf_vitmae.data.augment import EvalTransform, TrainTransform
-from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.loader import eval_batches, train_batches
+from hf_vitmae.data.mixture import AnySource
+from hf_vitmae.data.shards import ShardMemory
+from hf_vitmae.data.sources import Sources, open_train_and_eval
+from hf_vitmae.data.stream import StreamSource
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.tasks.checkpoints import save_model
@@ -23,6 +27,52 @@ from hf_vitmae.training.run_folder import RunFolder
 from hf_vitmae.training.schedule import cosine_schedule
 
 Batch = dict[str, Tensor]
+SHARDS = "shards.json"  # in the run's folder: what the shards of a stream hold
+
+
+def open_sources(
+    recipe: TaskRecipe,
+    accelerator: Accelerator,
+    source: Sources | None = None,
+    *,
+    use_labels: bool = True,
+    use_label_maps: bool = False,
+) -> tuple[AnySource, AnySource | None]:
+    """The images to train on and those to evaluate on; only the main process counts a stream.
+
+    Args:
+        source: `datasets` objects, opened in place of `recipe.data.source`.
+        use_labels: False leaves labels unread, whatever state they are in.
+        use_label_maps: open each image's label map, the class of every pixel, not its label.
+
+    Raises:
+        ValueError, FileNotFoundError: for data that cannot be used, on every process.
+    """
+    memory = ShardMemory.read(recipe.output_dir / SHARDS)
+    open_them = partial(
+        open_train_and_eval,
+        recipe.data,
+        recipe.seed,
+        source=source,
+        use_labels=use_labels,
+        use_label_maps=use_label_maps,
+        memory=memory,
+    )
+    if accelerator.num_processes == 1:
+        return open_them()
+    opened, error = None, None
+    if accelerator.is_main_process:
+        try:
+            opened = open_them()
+            if isinstance(opened[0], StreamSource):
+                opened[0].check_processes(accelerator.num_processes)
+        except (ValueError, OSError) as raised:  # the others wait to hear of it
+            error = raised
+    surveys, error = broadcast_object_list([memory.surveys, error])
+    if error is not None:
+        raise error
+    memory.surveys.update(surveys)
+    return opened or open_them()
 
 
 def fit(
@@ -30,7 +80,7 @@ def fit(
     accelerator: Accelerator,
     model: VitMaePreTrainedModel,
     processor: VitMaeImageProcessor,
-    source: ImageSource,
+    source: AnySource,
     prepare: Callable[[Batch], Batch],
     evaluators: Sequence[Evaluator],
     num_noise: int | None = None,
@@ -50,7 +100,7 @@ def fit(
         ValueError: if the model cannot tell positions apart, or the folder belongs to another run.
     """
     check_positions(model, model.config.image_pair, model.config.num_channels)
-    loop = recipe.loop_config(len(source), accelerator.num_processes)
+    loop = recipe.loop_config(source.epoch_size, accelerator.num_processes)
     batch = loop.effective_batch(accelerator.num_processes)
     optimizer = build_optimizer(model, recipe.optim, batch)
     peak_lr = effective_lr(recipe.optim.base_lr, batch)
@@ -61,6 +111,8 @@ def fit(
         _micro_batches, recipe, accelerator, _train_transform(recipe, model), source, num_noise
     )
     run = _open_run(recipe, accelerator)
+    if isinstance(source, StreamSource) and source.memory and accelerator.is_main_process:
+        source.memory.write()
     metrics = train(
         model,
         optimizer,
@@ -71,7 +123,7 @@ def fit(
         config=loop,
         run=run,
         evaluators=evaluators,
-        num_samples=len(source),
+        num_samples=source.epoch_size,
         clip_grad_norm=recipe.optim.clip_grad_norm,
     )
     if accelerator.is_main_process:
@@ -80,7 +132,7 @@ def fit(
     return run, metrics
 
 
-def spread(source: ImageSource, most: int | None) -> ImageSource:
+def spread(source: AnySource, most: int | None) -> AnySource:
     """At most so many images, spread evenly over the source."""
     if most is None or len(source) <= most:
         return source
@@ -91,7 +143,7 @@ def held_out_batches(
     recipe: TaskRecipe,
     accelerator: Accelerator,
     processor: VitMaeImageProcessor,
-    source: ImageSource,
+    source: AnySource,
     num_noise: int | None = None,
 ) -> Iterator[Batch]:
     """This process's batches of one pass over held-out images, as inference sees them."""
@@ -134,7 +186,7 @@ def _micro_batches(
     recipe: TaskRecipe,
     accelerator: Accelerator,
     transform: TrainTransform,
-    source: ImageSource,
+    source: AnySource,
     num_noise: int | None,
     start: int,
 ) -> Iterator[Batch]:

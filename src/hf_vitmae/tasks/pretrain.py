@@ -11,11 +11,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hf_vitmae.data.decode import decode
-from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.sources import Source, open_train_and_eval
+from hf_vitmae.data.mixture import AnySource
+from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
+from hf_vitmae.tasks.fit import (
+    Batch,
+    fit,
+    held_out_batches,
+    normalized,
+    open_sources,
+    spread,
+)
 from hf_vitmae.tasks.objectives import (
     MaskedAutoencoding,
     MaskedPatchPrediction,
@@ -111,11 +118,11 @@ def make_objective(recipe: PretrainRecipe, config: VitMaeConfig) -> Objective:
     return NextPatchPrediction(config, recipe.prefix_share)
 
 
-def run(recipe: PretrainRecipe, source: Source | None = None) -> dict[str, Any]:
+def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]:
     """Pretrain, and leave model, log, checkpoints and a picture in `recipe.output_dir`.
 
     Args:
-        source: a `datasets` object, opened in place of `recipe.data.source`.
+        source: a `datasets` object or a list of them, opened in place of `recipe.data.source`.
 
     Returns:
         The newest value of everything logged, with `eval_loss` and its baseline when there were
@@ -127,9 +134,7 @@ def run(recipe: PretrainRecipe, source: Source | None = None) -> dict[str, Any]:
     config = recipe.model.to_config()
     objective = make_objective(recipe, config)
     accelerator = recipe.make_accelerator()
-    train_source, eval_source = open_train_and_eval(
-        recipe.data, recipe.seed, source=source, use_labels=False
-    )
+    train_source, eval_source = open_sources(recipe, accelerator, source, use_labels=False)
     processor = VitMaeImageProcessor.for_model(config)
     torch.manual_seed(recipe.seed)
     model = objective.model_class(config)
@@ -169,7 +174,7 @@ class HeldOutLoss:
     objective: Objective
     accelerator: Accelerator
     processor: VitMaeImageProcessor
-    source: ImageSource
+    source: AnySource
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Evaluate `model`, on every process alike: -> eval_loss, its baseline and the like."""
@@ -188,8 +193,7 @@ class HeldOutLoss:
         return objective.report(total.cpu())
 
 
-def _pictures(source: ImageSource, num_channels: int) -> list[Tensor]:
-    """Some images, spread evenly over the source: uint8 (C, H, W) each."""
-    source = spread(source, NUM_PICTURES)
-    records = [source[index] for index in range(len(source))]
+def _pictures(source: AnySource, num_channels: int) -> list[Tensor]:
+    """Some images, spread over the source: uint8 (C, H, W) each."""
+    records = source.examples(NUM_PICTURES)
     return [decode(record.encoded, num_channels, record.name) for record in records]

@@ -12,13 +12,20 @@ from torch import Tensor, nn
 
 from hf_vitmae.data.augment import EvalTransform
 from hf_vitmae.data.decode import decode, decode_label_map
-from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.sources import Source, open_train_and_eval
+from hf_vitmae.data.mixture import AnySource
+from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForSemanticSegmentation
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.tasks.checkpoints import load_config, load_processor
-from hf_vitmae.tasks.fit import Batch, fit, held_out_batches, normalized, spread
+from hf_vitmae.tasks.fit import (
+    Batch,
+    fit,
+    held_out_batches,
+    normalized,
+    open_sources,
+    spread,
+)
 from hf_vitmae.tasks.start import (
     CheckpointRecipe,
     refuse_other_classes,
@@ -48,11 +55,11 @@ class SegmentRecipe(CheckpointRecipe):
     """Folder of the run; the same command again resumes what is in it."""
 
 
-def run(recipe: SegmentRecipe, source: Source | None = None) -> dict[str, Any]:
+def run(recipe: SegmentRecipe, source: Sources | None = None) -> dict[str, Any]:
     """Fine-tune, and leave model, log, checkpoints and a picture in `recipe.output_dir`.
 
     Args:
-        source: a `datasets` object, opened in place of `recipe.data.source`.
+        source: a `datasets` object or a list of them, opened in place of `recipe.data.source`.
 
     Returns:
         The newest value of everything logged, with `eval_mean_iou` when there were held-out images.
@@ -62,9 +69,7 @@ def run(recipe: SegmentRecipe, source: Source | None = None) -> dict[str, Any]:
     """
     accelerator = recipe.make_accelerator()
     stored = load_config(recipe.model)
-    train_source, eval_source = open_train_and_eval(
-        recipe.data, recipe.seed, source=source, use_label_maps=True
-    )
+    train_source, eval_source = open_sources(recipe, accelerator, source, use_label_maps=True)
     classes = _class_names(recipe, train_source)
     refuse_other_classes(recipe, VitMaeForSemanticSegmentation, stored, classes)
     head = {"segmentation_head": recipe.head, "segmentation_hidden_size": recipe.head_width}
@@ -103,7 +108,7 @@ class HeldOutIoU:
     recipe: SegmentRecipe
     accelerator: Accelerator
     processor: VitMaeImageProcessor
-    source: ImageSource
+    source: AnySource
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Evaluate `model`, on every process alike: -> eval_loss, eval_mean_iou and the like."""
@@ -134,7 +139,7 @@ class HeldOutIoU:
         }
 
 
-def _class_names(recipe: SegmentRecipe, source: ImageSource) -> tuple[str, ...]:
+def _class_names(recipe: SegmentRecipe, source: AnySource) -> tuple[str, ...]:
     """The recipe's, else the source's own.
 
     Raises:
@@ -168,13 +173,12 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
 def _draw(
     model: VitMaeForSemanticSegmentation,
     processor: VitMaeImageProcessor,
-    source: ImageSource,
+    source: AnySource,
     classes: Sequence[str],
 ) -> Image.Image:
     """Some images with their label maps and what the model says, spread evenly over the source."""
-    transform, source, pairs = EvalTransform(processor), spread(source, NUM_PICTURES), []
-    for index in range(len(source)):
-        record = source[index]
+    transform, pairs = EvalTransform(processor), []
+    for record in source.examples(NUM_PICTURES):
         assert record.label_map is not None
         image = decode(record.encoded, processor.num_channels, record.name)
         label_map = processor.reduce_labels(decode_label_map(record.label_map))
