@@ -103,6 +103,8 @@ def test_what_is_written_computes_what_the_model_does(
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_transformers_opens_the_folder(classifier: Path, tmp_path: Path) -> None:
     base = pytest.importorskip("transformers.exporters.base")
+    if not hasattr(base, "ExportedModel"):
+        pytest.skip("this transformers writes such folders and does not open them")
     assert main(["export", str(classifier), str(tmp_path / "out"), "--format", "torch"]) == 0
     model = VitMaeForImageClassification.from_pretrained(classifier)
     images = random_images(model.config)
