@@ -25,6 +25,7 @@ VERBS = {
     "embed": "write features of images to parquet, a data set that can be opened anywhere",
     "convert": "turn checkpoints of transformers, timm, MAE and big_vision into ours, and back",
     "export": "write a model as an ONNX graph or a program of torch.export",
+    "stats": "look through images: sizes, bad files, duplicates, classes, mean and deviation",
     "benchmark": "measure how many images per second each stage of the data pipeline gives",
     "demo": "pretrain, look, fine-tune and load again on the embedded emoji, in minutes",
 }
@@ -99,6 +100,7 @@ PARSERS = {
     "embed": partial(_parse_request, "embed", "EmbedRequest"),
     "convert": partial(_parse_request, "convert", "ConvertRequest"),
     "export": partial(_parse_request, "export", "ExportRequest"),
+    "stats": partial(_parse_request, "stats", "StatsRequest"),
     "benchmark": partial(_parse_request, "benchmark", "BenchmarkRequest"),
     "demo": _parse_demo,
 }

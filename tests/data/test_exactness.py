@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from hf_vitmae.data.augment import TrainTransform
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.data.loader import train_batches
 from hf_vitmae.data.mixture import AnySource
+from hf_vitmae.data.reader import Skipped
 from hf_vitmae.data.sources import open_train_and_eval
 
-from .shard_files import write_folder, write_parquet, write_tars
+from . import shard_files
+from .shard_files import encoded, write_folder, write_parquet, write_tars
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than the cores
 
@@ -74,7 +77,15 @@ def open_kind(root: Path, kind: str) -> AnySource:
 Batches = list[dict[str, torch.Tensor]]
 
 
-def take(source: AnySource, start: int, stop: int, workers: int, rank: int, ranks: int) -> Batches:
+def take(
+    source: AnySource,
+    start: int,
+    stop: int,
+    workers: int,
+    rank: int,
+    ranks: int,
+    skip: Callable[[Skipped], object] | None = None,
+) -> Batches:
     """The batches of one rank from one step to another; as many samples a step for any ranks."""
     batches = train_batches(
         source,
@@ -86,18 +97,25 @@ def take(source: AnySource, start: int, stop: int, workers: int, rank: int, rank
         world_size=ranks,
         num_workers=workers,
         num_noise=7,
+        skip=skip,
     )
     taken = list(itertools.islice(batches, stop - start))
     batches.close()
     return taken
 
 
-def run(source: AnySource, stops: list[int], workers: int, ranks: int) -> list[Batches]:
+def run(
+    source: AnySource,
+    stops: list[int],
+    workers: int,
+    ranks: int,
+    skip: Callable[[Skipped], object] | None = None,
+) -> list[Batches]:
     """The batches of each rank, of a run that is stopped and begins anew at each stop."""
     marks = [0, *stops, STEPS]
     parts = list(zip(marks, marks[1:], strict=False))
     return [
-        [batch for part in parts for batch in take(source, *part, workers, rank, ranks)]
+        [batch for part in parts for batch in take(source, *part, workers, rank, ranks, skip)]
         for rank in range(ranks)
     ]
 
@@ -163,6 +181,44 @@ def test_a_global_batch_does_not_depend_on_the_number_of_ranks(whole, kind):
     for batch, parts in zip(one, two, strict=True):
         joined = torch.cat([part["noise"] for part in parts])
         assert sorted(joined.tolist()) == sorted(batch["noise"].tolist())
+
+
+BAD = frozenset({0, 7, 8, 21, 30, 35})
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data with six images that cannot be decoded."""
+    root = tmp_path_factory.mktemp("damaged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            shard_files, "encoded", lambda number: b"junk" if number in BAD else encoded(number)
+        )
+        write_folder(root / "folder", range(NUM_IMAGES))
+        write_parquet(root / "parquet", SIZES)
+        write_tars(root / "tars", SIZES, label="json")
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(3, marks=SLOW)])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_without_its_bad_images_a_stopped_run_is_that_of_good_ones(
+    damaged, whole, kind, workers, ranks
+):
+    skipped: list[Skipped] = []
+    stops = STOPS["twice in one epoch"]
+    taken = run(open_kind(damaged, kind), stops, workers, ranks, skipped.append)
+    for mine, expected in zip(taken, whole[kind, ranks], strict=True):
+        for batch, other in zip(mine, expected, strict=True):
+            good = [number not in BAD for number in values(other)]
+            if any(good):
+                assert batch.keys() == other.keys()
+                assert all(torch.equal(batch[key], other[key][good]) for key in batch)
+            else:
+                assert batch["valid"].tolist() == [False]
+    counts = Counter(image.name for image in skipped if image.epoch < 2)
+    assert len(counts) == len(BAD) and set(counts.values()) == {2}  # once in either epoch
 
 
 TWO_PROCESSES = """

@@ -71,7 +71,7 @@ def test_crops_share_one_decode_and_are_those_of_their_generators(monkeypatch):
     transform, encoded = TrainTransform((16, 16)), encoded_picture()
     generators = [np.random.default_rng(seed) for seed in range(3)]
     crops = read_repeated(transform, encoded, generators, "a picture")
-    assert decodes == [(encoded, 3, "a picture")]
+    assert decodes == [(encoded, 3, "a picture", None)]
     for seed, crop in enumerate(crops):
         assert torch.equal(crop, transform.read(encoded, np.random.default_rng(seed), "a picture"))
     assert not torch.equal(crops[0], crops[1])

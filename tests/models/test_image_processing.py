@@ -22,10 +22,12 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from hf_vitmae import VitMaeForImageClassification, VitMaeImageProcessor
 from hf_vitmae.models import pictures
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessorKwargs
+from hf_vitmae.models.resizing import resize
 
 from .tiny import tiny_config
 
-NO_CHANGE = {"do_rescale": False, "do_normalize": False}  # the pixel values are those of the image
+# The pixel values are those of the image.
+NO_CHANGE: dict[str, Any] = {"do_rescale": False, "do_normalize": False}
 
 
 def random_pixels(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
@@ -545,3 +547,111 @@ def test_a_processor_for_a_model_has_its_statistics() -> None:
     config = tiny_config(image_mean=(0.4, 0.5, 0.6), image_std=0.25)
     processor = VitMaeImageProcessor.for_model(config)
     assert processor.image_mean == [0.4, 0.5, 0.6] and processor.image_std == [0.25] * 3
+
+
+# Value ranges
+
+
+RANGES: dict[str, Any] = {"value_range": (100, 1100), "do_resize": False, "do_normalize": False}
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.uint16, torch.int16, torch.int32, torch.float32, torch.float64]
+)
+def test_a_value_range_becomes_black_to_white(dtype: torch.dtype) -> None:
+    image = torch.tensor([0, 100, 150, 255]).to(dtype).expand(16, 16, 4).movedim(-1, 0)  # (4, H, W)
+    features = VitMaeImageProcessor(**RANGES, num_channels=4)(image, return_tensors="pt")
+    values = features["pixel_values"][0, :, 0, 0]
+    assert values.tolist() == pytest.approx([0, 0, 0.05, 0.155], abs=1e-6)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+@pytest.mark.parametrize("kind", ["I;16", "F", "I", "L", "RGB", "array"])
+def test_a_value_range_fits_pictures_of_every_depth(num_channels: int, kind: str) -> None:
+    values = random_pixels(40, 50).astype(np.float32)
+    if kind in ("I;16", "F", "I"):
+        values = values * 4 + 100
+    image: Any = values
+    if kind != "array":
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}.get(kind, np.uint8)
+        image = Image.fromarray(values.astype(dtype))
+        image = image.convert("RGB") if kind == "RGB" else image
+    processor = VitMaeImageProcessor(**RANGES, num_channels=num_channels)
+    result = processor(image, return_tensors="pt")["pixel_values"][0]
+    assert result.shape == (num_channels, 32, 48)
+    top, left = round((40 - 32) / 2), round((50 - 48) / 2)
+    expected = ((values - 100) / 1000).clip(0, 1)[top : top + 32, left : left + 48]
+    assert np.abs(result.numpy() - expected).max() < 1e-3
+
+
+def test_a_value_range_is_normalized_as_8_bits_are() -> None:
+    image = np.array(picture())
+    options: dict[str, Any] = {"size": 32, "image_mean": [0.4, 0.5, 0.6], "image_std": 0.2}
+    deep = VitMaeImageProcessor(**options, value_range=(0, 65535))
+    plain = VitMaeImageProcessor(**options)
+    of_deep = deep(image.astype(np.int32) * 257, return_tensors="pt")["pixel_values"]
+    of_plain = plain(image, return_tensors="pt")["pixel_values"]
+    rounding = 1.5 / 255  # of 8 bits, by both passes of the resize
+    assert (of_deep - of_plain).abs().max() < rounding / 0.2
+    assert (deep.denormalize(of_deep) - plain.denormalize(of_plain)).abs().max() < rounding
+
+
+def test_a_value_range_keeps_depth() -> None:
+    image = (1000 + np.arange(16 * 16).reshape(16, 16)).astype(np.uint16)
+    options: dict[str, Any] = {"num_channels": 1, "do_rescale": True}
+    assert len(pixels(image, value_range=(1000, 1255), **options).unique()) == 256
+    assert len((pixels(image, **options) * 255).round().unique()) == 2
+
+
+def test_a_value_range_is_saved(tmp_path: Path) -> None:
+    VitMaeImageProcessor(value_range=(-3.5, 20)).save_pretrained(tmp_path)
+    assert VitMaeImageProcessor.from_pretrained(tmp_path).value_range == [-3.5, 20.0]
+    VitMaeImageProcessor().save_pretrained(tmp_path)
+    assert VitMaeImageProcessor.from_pretrained(tmp_path).value_range is None
+
+
+@pytest.mark.parametrize("value_range", [(1, 1), (2, 1), (0, float("inf")), (0, 1, 2), (0,)])
+def test_an_impossible_value_range_is_named(value_range: Any) -> None:
+    with pytest.raises(ValueError, match="value_range=.* must be two finite numbers"):
+        VitMaeImageProcessor(value_range=value_range)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_no_numbers_are_named(value: float) -> None:
+    for image in (np.full((20, 20), value, np.float32), Image.new("F", (20, 20), value)):
+        with pytest.raises(ValueError, match="^An image holds values that are no finite numbers"):
+            pixels(image, value_range=(0, 1))
+
+
+def test_floats_without_a_range_say_how_to_give_one() -> None:
+    with pytest.raises(
+        ValueError, match=r"^An image holds float values .*value_range=\(low, high\)"
+    ):
+        pixels(Image.new("F", (20, 20)))
+
+
+# Thin strips
+
+
+@pytest.mark.parametrize("do_center_crop", [True, False])
+@pytest.mark.parametrize("shape", [(2, 500_000), (500_000, 2)])
+def test_a_thin_strip_costs_no_more_than_its_centre(
+    shape: tuple[int, int], do_center_crop: bool
+) -> None:
+    image = np.zeros((*shape, 1), np.uint8)
+    centre = tuple(
+        slice(side // 2 - min(side, 200) // 2, side // 2 + min(side, 200) // 2) for side in shape
+    )
+    image[centre] = 200
+    options: dict[str, Any] = {"num_channels": 1, "do_center_crop": do_center_crop}
+    values = pixels(image, **options)
+    assert values.shape == (1, 16, 16)
+    if do_center_crop:
+        assert values.unique().tolist() == [200]
+
+
+def test_a_strip_that_is_not_too_thin_is_resized_as_ever() -> None:
+    processor = VitMaeImageProcessor(size=32)
+    image = torch.from_numpy(random_pixels(3, 10, 600))
+    expected = resize(image, (32, 1920), "bicubic")
+    assert torch.equal(processor.resize_and_crop(image), expected[:, :, 944:976])

@@ -44,6 +44,9 @@ def test_fine_tuning_has_the_papers_numbers(name: str) -> None:
     assert numbers == FINE_TUNING[name]
     assert (optim.weight_decay, optim.betas) == (0.05, (0.9, 0.999))
     assert (recipe.pooling, recipe.label_smoothing) == ("mean", 0.1)
+    augment = recipe.augment
+    assert (augment.rand_augment, augment.rand_augment_std, augment.erasing) == (9, 0.5, 0.25)
+    assert (augment.mixup, augment.cutmix, augment.crop_scale) == (0.8, 1.0, (0.08, 1.0))
     assert optim.num_warmup_steps(100) == 5
 
 

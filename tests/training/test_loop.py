@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,10 +113,15 @@ def tensor_bytes(folder: Path, step: int = 12) -> list[bytes]:
     return [(checkpoint / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
 
 
+def read_log(folder: Path) -> list[dict]:
+    """metrics.jsonl as it is."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def log(folder: Path) -> list[dict]:
     """metrics.jsonl without what depends on the clock."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clock = ("images_per_second", "seconds")
+    records = read_log(folder)
+    clock = ("images_per_second", "data_wait", "seconds")
     return [{k: v for k, v in record.items() if k not in clock} for record in records]
 
 
@@ -168,9 +174,30 @@ def test_the_log_and_the_return_value_tell_the_run(tmp_path: Path):
     assert records[0]["lr"] == cosine_schedule(12, 2)(4) * start["effective_lr"]
     assert metrics["loss"] == records[-2]["loss"]
     assert metrics["eval_logit"] == records[-1]["eval_logit"]
-    assert metrics["images_per_second"] > 0
+    assert metrics["images_per_second"] > 0 and 0 <= metrics["data_wait"] <= 1
     assert model.training
     assert sorted(path.name[-2:] for path in (tmp_path / "checkpoints").iterdir()) == ["08", "12"]
+
+
+@pytest.mark.parametrize("part, seconds", [("data", 0.02), ("model", 0.02)])
+def test_the_log_says_what_the_limit_is(tmp_path: Path, capsys, part: str, seconds: float):
+    def batches(micro_step: int) -> Iterator[dict]:
+        for batch in toy_batches(CONFIG, 0, 1, micro_step):
+            time.sleep(seconds if part == "data" else 0)
+            yield batch
+
+    def prepare(batch: dict) -> dict:
+        time.sleep(seconds if part == "model" else 0)
+        return batch
+
+    metrics, _ = run_toy(tmp_path, batches=batches, prepare=prepare)
+    said = capsys.readouterr().err
+    waits = [record["data_wait"] for record in read_log(tmp_path) if "loss" in record]
+    assert len(waits) == 3 and metrics["data_wait"] == waits[-1]
+    if part == "data":
+        assert min(waits) > 0.5 and said.count("data is the limit: give more --data.num-work") == 1
+    else:
+        assert max(waits) < 0.5 and "data is the limit" not in said
 
 
 def test_it_learns(tmp_path: Path):

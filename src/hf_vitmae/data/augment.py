@@ -1,7 +1,9 @@
 """From a decoded image to the model's size: at random in training, always alike in evaluation.
 
 Both are called as `transform(image, generator)` on uint8 tensors and stay in uint8; normalisation
-happens on the device. `with_label_map` does the same to an image and the class ids of its pixels.
+happens on the device. With a value range images are float32 in 0..255 in place of uint8, which
+keeps the depth of theirs. `with_label_map` does the same to an image and the class ids of its
+pixels.
 The random resized crop is that of MAE pretraining (arXiv:2111.06377, appendix A).
 """
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_vitmae.models.pictures import ValueRange
 from hf_vitmae.models.resizing import resize_nearest
 
 from .decode import decode, decode_crop
@@ -26,6 +29,9 @@ class Transform(Protocol):
 
     @property
     def num_channels(self) -> int: ...
+
+    @property
+    def value_range(self) -> ValueRange | None: ...
 
     def read(self, encoded: bytes, generator: np.random.Generator, name: str) -> Tensor:
         """Decode and transform: bytes -> uint8 (C, H', W'); `BadImage` where that cannot be."""
@@ -75,6 +81,7 @@ class TrainTransform:
         crop_ratio: least and largest width / height of a crop, as a multiple of that of
             `image_size`.
         horizontal_flip: probability of a flip.
+        value_range: the stored values that become 0 and 255, see `decode`.
 
     Raises:
         ValueError: if a range is empty or out of bounds.
@@ -85,6 +92,7 @@ class TrainTransform:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     horizontal_flip: float = 0.5
+    value_range: ValueRange | None = None
 
     def __post_init__(self) -> None:
         _check_range("crop_scale", self.crop_scale, most=1.0)
@@ -102,7 +110,9 @@ class TrainTransform:
         def choose_box(height: int, width: int) -> tuple[int, int, int, int]:
             return self.crop_box(height, width, generator)
 
-        crop = decode_crop(encoded, self.num_channels, choose_box, self.image_size, name)
+        crop = decode_crop(
+            encoded, self.num_channels, choose_box, self.image_size, name, self.value_range
+        )
         return self._resize(crop, self._draw_flip(generator))
 
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor:
@@ -156,8 +166,10 @@ class TrainTransform:
         return generator.random() < self.horizontal_flip
 
     def _resize(self, crop: Tensor, is_flipped: bool) -> Tensor:
-        """uint8 (C, h, w) -> (C, *image_size)."""
+        """uint8, or float32 in 0..255: (C, h, w) -> (C, *image_size)."""
         crop = F.interpolate(crop[None], size=self.image_size, mode="bicubic", antialias=True)[0]
+        if crop.is_floating_point():
+            crop = crop.clamp(0, 255)  # where bicubic overshoots; uint8 cannot
         return crop.flip(-1) if is_flipped else crop
 
 
@@ -172,9 +184,14 @@ class EvalTransform:
         """Channels that the processor expects."""
         return self.processor.num_channels
 
+    @property
+    def value_range(self) -> ValueRange | None:
+        """The processor's own, if it has any."""
+        return getattr(self.processor, "value_range", None)
+
     def read(self, encoded: bytes, generator: np.random.Generator, name: str) -> Tensor:
         """Decode and transform one image: bytes -> uint8 (C, H', W')."""
-        return self(decode(encoded, self.num_channels, name))
+        return self(decode(encoded, self.num_channels, name, self.value_range))
 
     def __call__(self, image: Tensor, generator: np.random.Generator | None = None) -> Tensor:
         """Transform one image: uint8 (C, H, W) -> uint8 (C, H', W'); the generator is not used."""

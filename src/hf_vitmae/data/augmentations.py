@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .augment_config import AugmentConfig
@@ -37,7 +38,7 @@ class Augmentations:
     erasing: RandomErasing | None = None
 
     def __call__(self, image: Tensor, generator: np.random.Generator) -> Tensor:
-        """Change one image: uint8 (C, H, W) -> uint8 (C, H, W)."""
+        """Change one image: uint8, or float32 in 0..255, (C, H, W) -> the same."""
         if self.orientation is not None:
             image = self.orientation(image, generator)
         image = self._change_pictures(image, self.on_pictures, generator)
@@ -65,10 +66,12 @@ class Augmentations:
     ) -> Tensor:
         if not steps:
             return image
-        pictures = to_pictures(image)
+        # Pillow's colours have 8 bits; deeper images are rounded for them.
+        levels = image.round().to(torch.uint8) if image.is_floating_point() else image
+        pictures = to_pictures(levels)
         for step in steps:
             pictures = step(pictures, generator)
-        return from_pictures(pictures)
+        return from_pictures(pictures).to(image.dtype)
 
 
 def build_augmentations(

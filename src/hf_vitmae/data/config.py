@@ -41,6 +41,13 @@ class DataConfig:
     """Places of a stream that are read side by side; a multiple of the number of processes."""
     shuffle_block: int = 1000
     """Images of a stream that are held in memory and shuffled among each other."""
+    stats: str = "none"
+    """What fresh weights see images normalised with: `auto` measures the training images,
+    `imagenet`, or a FILE of `hf-vitmae stats`; `none` takes the model's own, 0.5 and 0.5."""
+    repeats: int = 1
+    """Crops and masks of each decoded image, side by side in a batch: for slow storage."""
+    max_bad: float = 0.01
+    """Share of the images that may be bad, such as damaged files; more of them stop the run."""
     num_workers: int = 2
     """Worker processes that decode images, per training process; changes speed, never a batch."""
 
@@ -53,7 +60,9 @@ class DataConfig:
             raise ValueError(
                 f"data.samples_per_class must be at least 1, not {self.samples_per_class}."
             )
-        for name, least in (("num_workers", 0), ("stream_readers", 1), ("shuffle_block", 1)):
+        check_max_bad(self.max_bad)
+        least_values = {"num_workers": 0, "stream_readers": 1, "shuffle_block": 1, "repeats": 1}
+        for name, least in least_values.items():
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"data.{name} must be at least {least}, not {value}.")
         check_weights(self.weights, len(self.sources))
@@ -67,6 +76,16 @@ class DataConfig:
     def sources(self) -> tuple[str, ...]:
         """The names of all sources."""
         return (self.source,) if isinstance(self.source, str) else self.source
+
+
+def check_max_bad(max_bad: float) -> None:
+    """Refuse a share of bad images that is none.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not 0 <= max_bad <= 1:
+        raise ValueError(f"data.max_bad is a share and must lie in 0..1, not {max_bad}.")
 
 
 def check_weights(weights: Sequence[float], num_sources: int) -> None:
@@ -85,15 +104,3 @@ def check_weights(weights: Sequence[float], num_sources: int) -> None:
     for weight in weights:
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(f"data.weights must be above 0, not {weight}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """How training images vary; the defaults are MAE pretraining's (arXiv:2111.06377, A)."""
-
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Least and largest share of an image's area that a random crop covers; 1.0 1.0 takes all."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest width / height of a crop, as a multiple of the model's own."""
-    horizontal_flip: float = 0.5
-    """Probability of a horizontal flip."""

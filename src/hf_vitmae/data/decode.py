@@ -1,21 +1,41 @@
-"""Encoded bytes to tensors: images as in `models.pictures`, label maps as class ids."""
+"""Encoded bytes to tensors: images as in `models.pictures`, label maps as class ids.
+
+Any bytes give an image or a `BadImage`, within the limits of `limits`.
+"""
 
 import io
 import warnings
 from collections.abc import Callable
+from typing import TypeVar
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from hf_vitmae.models.pictures import (
     UnfitPicture,
+    ValueRange,
+    in_range,
     is_undecoded_jpeg,
     picture_to_tensor,
+    stored_values,
     upright_to_tensor,
 )
 from hf_vitmae.models.segmentation_maps import class_ids
 
+from .arrays import (
+    array_to_tensor,
+    fitting_channels,
+    is_npy,
+    is_tiff,
+    needs_tifffile,
+    read_bands,
+    read_npy,
+)
 from .jpeg import Box, read_jpeg_crop, upright_size
+from .limits import SECONDS, TookTooLong, check_picture, time_limit
+
+Decoded = TypeVar("Decoded")
 
 
 class BadImage(ValueError):
@@ -35,18 +55,32 @@ class BadImage(ValueError):
         return type(self), (self.name, self.reason)
 
 
-def decode(encoded: bytes, num_channels: int, name: str = "The image") -> Tensor:
-    """Decode one image: bytes -> uint8 (C, H, W).
+def decode(
+    encoded: bytes,
+    num_channels: int,
+    name: str = "The image",
+    value_range: ValueRange | None = None,
+) -> Tensor:
+    """Decode one image: bytes -> uint8 (C, H, W), or float32 in 0..255 with a value range.
 
     Args:
         num_channels: 1 is luma, 3 is RGB; any other number must be the file's own number of bands.
         name: what an error calls the image.
+        value_range: the stored values that become 0 and 255, see `picture_to_tensor`.
 
     Raises:
-        BadImage: if the image cannot be decoded, is too large to be trusted, holds 32-bit values,
-            or does not have the bands that `num_channels` asks for.
+        BadImage: if the image cannot be decoded, is too large to be trusted, takes too long, holds
+            32-bit values or floats and no range is given, or does not have the bands that
+            `num_channels` asks for.
     """
-    return _decode(encoded, lambda picture: picture_to_tensor(picture, num_channels), name)
+
+    def read(encoded: bytes) -> Tensor:
+        image = _open(encoded, num_channels, value_range is not None)
+        if isinstance(image, np.ndarray):
+            return array_to_tensor(image, num_channels, value_range)
+        return picture_to_tensor(image, num_channels, value_range=value_range)
+
+    return _decode(encoded, read, name)
 
 
 def decode_crop(
@@ -55,13 +89,14 @@ def decode_crop(
     choose_box: Callable[[int, int], Box],
     size: tuple[int, int],
     name: str = "The image",
+    value_range: ValueRange | None = None,
 ) -> Tensor:
-    """Decode a part of one image that will be resized: bytes -> uint8 (C, h, w).
+    """Decode a part of one image that will be resized: bytes -> (C, h, w) of the type of `decode`.
 
     A JPEG of which the part is much larger than `size` may come at half its size, see `jpeg`.
 
     Args:
-        num_channels: as in `decode`.
+        num_channels, value_range: as in `decode`.
         choose_box: height and width of the upright image -> (top, left, height, width) of the part;
             called once.
         size: (height, width) that the part will be resized to.
@@ -70,13 +105,39 @@ def decode_crop(
         BadImage: as `decode`.
     """
 
-    def read(picture: Image.Image) -> Tensor:
-        if num_channels in (1, 3) and is_undecoded_jpeg(picture):
-            box = choose_box(*upright_size(picture))
-            return upright_to_tensor(read_jpeg_crop(picture, box, size), num_channels)
-        image = picture_to_tensor(picture, num_channels)
-        top, left, height, width = choose_box(image.shape[1], image.shape[2])
-        return image[:, top : top + height, left : left + width]
+    def read(encoded: bytes) -> Tensor:
+        image = _open(encoded, num_channels, value_range is not None)
+        if isinstance(image, np.ndarray):
+            top, left, height, width = choose_box(image.shape[1], image.shape[2])
+            part = image[:, top : top + height, left : left + width]
+            return array_to_tensor(part, num_channels, value_range)
+        if num_channels in (1, 3) and is_undecoded_jpeg(image):
+            box = choose_box(*upright_size(image))
+            crop = upright_to_tensor(read_jpeg_crop(image, box, size), num_channels)
+        else:
+            crop = _stored(image, num_channels, value_range is not None)
+            top, left, height, width = choose_box(crop.shape[1], crop.shape[2])
+            crop = crop[:, top : top + height, left : left + width]
+        return crop if value_range is None else in_range(crop, value_range)
+
+    return _decode(encoded, read, name)
+
+
+def decode_stored(encoded: bytes, num_channels: int, name: str = "The image") -> np.ndarray:
+    """Decode one image at its own depth: bytes -> (C, H, W), the values that a range is about.
+
+    Args:
+        num_channels: as in `decode`.
+
+    Raises:
+        BadImage: as `decode`, for anything but deep values.
+    """
+
+    def read(encoded: bytes) -> np.ndarray:
+        image = _open(encoded, num_channels, has_range=True)
+        if isinstance(image, np.ndarray):
+            return fitting_channels(image, num_channels).numpy()
+        return stored_values(image, num_channels).numpy()
 
     return _decode(encoded, read, name)
 
@@ -95,7 +156,9 @@ def decode_label_map(encoded: bytes, name: str = "The label map") -> Tensor:
     return _decode(encoded, _class_ids, name)
 
 
-def _class_ids(picture: Image.Image) -> Tensor:
+def _class_ids(encoded: bytes) -> Tensor:
+    picture = Image.open(io.BytesIO(encoded))
+    check_picture(picture, has_range=True)  # ids take eight bytes each
     if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
         raise UnfitPicture(
             f"holds colours or fractions (mode {picture.mode}), not class ids; save one id for "
@@ -104,14 +167,41 @@ def _class_ids(picture: Image.Image) -> Tensor:
     return class_ids(picture)
 
 
-def _decode(encoded: bytes, read: Callable[[Image.Image], Tensor], name: str) -> Tensor:
+def _open(encoded: bytes, num_channels: int, has_range: bool) -> Image.Image | np.ndarray:
+    """A picture of which the header is read, or what Pillow does not read: an array (C, H, W)."""
+    if is_npy(encoded):
+        return read_npy(encoded, num_channels, has_range)
     try:
-        with warnings.catch_warnings():
+        picture = Image.open(io.BytesIO(encoded))
+    except Image.UnidentifiedImageError:
+        if is_tiff(encoded):
+            return read_bands(encoded, has_range)
+        raise
+    if is_tiff(encoded) and needs_tifffile(picture, num_channels, has_range):
+        return read_bands(encoded, has_range)
+    check_picture(picture, has_range)
+    return picture
+
+
+def _stored(picture: Image.Image, num_channels: int, has_range: bool) -> Tensor:
+    """A picture before a range is applied to its values: (C, H, W)."""
+    read = stored_values if has_range else picture_to_tensor
+    return read(picture, num_channels)
+
+
+def _decode(encoded: bytes, read: Callable[[bytes], Decoded], name: str) -> Decoded:
+    """What `read` makes of the bytes; whatever goes wrong is a `BadImage`."""
+    try:
+        with warnings.catch_warnings(), time_limit():
             warnings.simplefilter("ignore")  # odd EXIF or padding: the pixels are what counts
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return read(Image.open(io.BytesIO(encoded)))
+            return read(encoded)
     except UnfitPicture as error:
         raise BadImage(name, str(error)) from error
+    except TookTooLong as error:
+        raise BadImage(
+            name, f"takes more than {SECONDS:g} seconds to decode; remove it or save it anew."
+        ) from error
     except Exception as error:  # Pillow's readers raise of every kind on damaged files
         raise BadImage(
             name, f"cannot be decoded: {_one_line(error)}; remove it or save it anew."

@@ -8,10 +8,10 @@ images.
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import count
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, Image
@@ -24,7 +24,9 @@ from .columns import (
     read_labels,
 )
 from .order import Place, batch_positions, eval_positions, place_of
+from .picture_column import PictureColumn
 from .request import (
+    Missing,
     Record,
     Request,
     Share,
@@ -127,13 +129,32 @@ class ImageSource:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Record:
+        """One image.
+
+        Raises:
+            ValueError: if its row holds none.
+            OSError: if its file cannot be read, or is gone (`FileNotFoundError`).
+        """
+        record = self.record(index)
+        for encoded in (record.label_map, record.encoded):
+            if isinstance(encoded, Missing):
+                raise encoded.error
+        return record
+
+    def record(self, index: int) -> Record:
+        """One image; where there is none its bytes are `Missing`, and nothing is raised."""
         row = int(self.rows[index])
-        pictures, name, label_map = self.dataset[row], self._name_of(row), None
+        name, label_map = self._name_of(row), None
         label = None if self.labels is None else int(self.labels[index])
-        if self.label_map_column is not None:
-            label_map, _ = read_picture(pictures[self.label_map_column], "label map", name)
-        encoded, name = read_picture(pictures[self.image_column], "image", name)
+        if self._label_maps is not None:
+            label_map, _ = read_picture(self._label_maps[row], "label map", name)
+        encoded, name = read_picture(self._pictures[row], "image", name)
         return Record(encoded, label, name, label_map)
+
+    def names(self, indices: Sequence[int]) -> list[str]:
+        """What some images are known by, without reading them."""
+        rows = [int(self.rows[index]) for index in indices]
+        return [self._pictures.path(row) or self._name_of(row) for row in rows]
 
     @property
     def epoch_size(self) -> int:
@@ -158,12 +179,12 @@ class ImageSource:
 
     def records(self) -> Iterator[Record]:
         """Every image once, in order."""
-        return (self[index] for index in range(len(self)))
+        return (self.record(index) for index in range(len(self)))
 
     def examples(self, most: int) -> list[Record]:
         """Some images, spread evenly over the source."""
         most = min(most, len(self))
-        return [self[i * len(self) // most] for i in range(most)]
+        return [self.record(i * len(self) // most) for i in range(most)]
 
     def select(self, indices: np.ndarray) -> "ImageSource":
         """The source that holds these images, in this order, each once an epoch."""
@@ -209,6 +230,19 @@ class ImageSource:
         """The same samples without the labels of whole images; label maps stay."""
         return replace(self, labels=None, class_names=None)
 
+    @cached_property
+    def _pictures(self) -> PictureColumn:
+        return PictureColumn(self.dataset, self.image_column)
+
+    @cached_property
+    def _label_maps(self) -> PictureColumn | None:
+        column = self.label_map_column
+        return None if column is None else PictureColumn(self.dataset, column)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: where workers are spawned, columns would be sent with all bytes."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def _name_of(self, row: int) -> str:
         """What a row is known by: its number in the source that it came from."""
         came_from = [part for part in self.parts if part.first_row <= row]
@@ -227,14 +261,29 @@ class ImageSource:
 
 
 def read_picture(picture: dict | None, kind: str, name: str) -> tuple[bytes, str]:
-    """The bytes of an image or a label map, and what to call it: its file, if it lies in one."""
-    if picture is None:
-        raise ValueError(f"{name} holds no {kind}; leave the row out.")
+    """The bytes of an image or a label map, and what to call it: its file, if it lies in one.
+
+    Where there is none, the bytes are `Missing`.
+    """
+    if picture is None or (picture["bytes"] is None and picture["path"] is None):
+        reason = f"holds no {kind}; leave the row out."
+        return Missing(ValueError(f"{name} {reason}"), reason), name
     if picture["bytes"] is not None:
         return picture["bytes"], name
+    path = picture["path"]
     try:
-        return Path(picture["path"]).read_bytes(), picture["path"]
+        with open(path, "rb", buffering=0) as file:
+            return file.readall(), path
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"The {kind} {picture['path']!r} is not there; put it back, or open the source anew."
-        ) from None
+        return _missing_file(path, kind), path
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or error}."
+        return Missing(error, reason if kind == "image" else f"has a {kind} that {reason}"), path
+
+
+def _missing_file(path: str, kind: str) -> Missing:
+    mend = "put it back, or open the source anew."
+    error = FileNotFoundError(f"The {kind} {path!r} is not there; {mend}")
+    if kind == "image":
+        return Missing(error, f"is not there; {mend}")
+    return Missing(error, f"has a {kind} that is not there ({path}); {mend}")

@@ -55,5 +55,5 @@ def read_repeated(
     """
     if len(generators) == 1:
         return [transform.read(encoded, generators[0], name)]
-    image = decode(encoded, transform.num_channels, name)
+    image = decode(encoded, transform.num_channels, name, transform.value_range)
     return [transform(image, generator) for generator in generators]

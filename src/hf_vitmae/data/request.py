@@ -10,6 +10,28 @@ from .order import Place
 Self = TypeVar("Self", bound="Images")
 
 
+class Missing(bytes):
+    """Stands where the bytes of an image or of its label map cannot be had: empty, and why.
+
+    So a row without an image takes its turn like any other, and whoever decodes it finds it bad.
+
+    Args:
+        error: what to raise where nothing may be missing.
+        reason: the same of the image, from the verb on.
+    """
+
+    error: Exception
+    reason: str
+
+    def __new__(cls, error: Exception, reason: str) -> "Missing":
+        missing = super().__new__(cls)
+        missing.error, missing.reason = error, reason
+        return missing
+
+    def __reduce__(self) -> tuple[type, tuple[Exception, str]]:  # workers are sent it
+        return type(self), (self.error, self.reason)
+
+
 class Record(NamedTuple):
     """One encoded image, its class id and encoded label map (None in a source without them)."""
 

@@ -17,15 +17,25 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .patches import as_pair, denormalize_patches, grid_size, patchify, unpatchify
 from .patches import normalize_patches as normalize_each_patch
-from .pictures import UnfitPicture, picture_to_tensor
-from .resizing import FULL_RANGE, INTERPOLATION, NEAREST, fit, height_width, size_dict, stack
+from .pictures import UnfitPicture, channel_axis, in_range, match_channels, picture_to_tensor
+from .resizing import (
+    FULL_RANGE,
+    INTERPOLATION,
+    NEAREST,
+    center_crop,
+    fit,
+    height_width,
+    size_dict,
+    stack,
+)
 from .segmentation_maps import class_ids, class_maps, maps_of_images, reduce_class_ids
 
 ImageLike = Image.Image | np.ndarray | Tensor
 Images = ImageLike | Sequence[ImageLike]
 Size = int | Sequence[int] | Mapping[str, int]
 FLOAT_MARGIN = 0.5  # how far a resize may overshoot 0..1; 0..255 and -1..1 images reach beyond
-LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 1/65536: Pillow's own integers for RGB -> L
+AXES = {"channels_first": 0, "channels_last": 2}
+MOST_ASPECT = 64  # how much longer than the result, in shape, an image may be before it is resized
 SAVED_WITH = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
 
 
@@ -46,6 +56,7 @@ class VitMaeImageProcessorKwargs(TypedDict, total=False):
     patch_size: int | Sequence[int]
     do_convert: bool
     do_reduce_labels: bool
+    value_range: Sequence[float] | None
 
 
 class VitMaeImageProcessor(BaseImageProcessor):
@@ -65,6 +76,8 @@ class VitMaeImageProcessor(BaseImageProcessor):
             white, gray is repeated. Without it, or with another count, channels must match.
             (transformers' pipelines drop transparency before they call a processor.)
         do_reduce_labels: in segmentation maps, class 0 is ignored (255), 1 becomes 0, and so on.
+        value_range: (low, high), the stored values of images of any type that count as 0 and 255;
+            what lies beyond is clipped, and depth is kept. None is the full range of each type.
     """
 
     _auto_class = "AutoImageProcessor"  # so that its code travels with it
@@ -87,6 +100,7 @@ class VitMaeImageProcessor(BaseImageProcessor):
         patch_size: int | Sequence[int] = 16,
         do_convert: bool = True,
         do_reduce_labels: bool = False,
+        value_range: Sequence[float] | None = None,
         **saved_with: Any,
     ):
         if unknown := sorted(saved_with.keys() - SAVED_WITH):
@@ -107,6 +121,7 @@ class VitMaeImageProcessor(BaseImageProcessor):
         self.patch_size = patch_size if isinstance(patch_size, int) else list(patch_size)
         self.do_convert = do_convert
         self.do_reduce_labels = do_reduce_labels
+        self.value_range = None if value_range is None else [float(end) for end in value_range]
         self._validate()
 
     @classmethod
@@ -123,6 +138,9 @@ class VitMaeImageProcessor(BaseImageProcessor):
             raise ValueError(f"crop_pct={self.crop_pct} must be above 0 and at most 1.")
         if self.crop_pct < 1 and not (self.do_resize and self.do_center_crop):
             raise ValueError(f"crop_pct={self.crop_pct} needs do_resize and do_center_crop.")
+        ends = self.value_range
+        if ends is not None and not (len(ends) == 2 and -np.inf < ends[0] < ends[1] < np.inf):
+            raise ValueError(f"value_range={ends} must be two finite numbers, (low, high).")
         patch_size = as_pair(self.patch_size)
         positive = {"size": self._target, "patch_size": patch_size, "image_std": self.image_std}
         for name, values in positive.items():
@@ -195,7 +213,8 @@ class VitMaeImageProcessor(BaseImageProcessor):
 
         H', W' are `size` exactly or, without `do_resize`, the largest whole numbers of patches.
         """
-        return self._fit(image, INTERPOLATION[self.resample])
+        image = self._fit(image, INTERPOLATION[self.resample])
+        return image if self.value_range is None else image.clamp(0, 255)  # bicubic overshoots
 
     def resize_and_crop_map(self, class_map: Tensor) -> Tensor:
         """`resize_and_crop` for class ids, nearest and exact: (H, W), (1, H, W) -> int64 (H', W').
@@ -229,7 +248,8 @@ class VitMaeImageProcessor(BaseImageProcessor):
         self._check_channels(pixel_values)
         values = pixel_values.to(torch.float32, copy=True)  # one copy, which what follows changes
         if self.do_rescale:
-            values *= self._white / FULL_RANGE.get(pixel_values.dtype, 1)
+            white = 1 if self.value_range is None else 255  # of floats
+            values *= self._white / FULL_RANGE.get(pixel_values.dtype, white)
         if self.do_normalize:
             values -= _column(self.image_mean, values)
             values /= _column(self.image_std, values)
@@ -283,20 +303,30 @@ class VitMaeImageProcessor(BaseImageProcessor):
     def _fit(self, image: Tensor, mode: str) -> Tensor:
         size = self._target if self.do_resize else None
         share = self.crop_pct if self.do_center_crop else None
+        if size is not None and share is not None:
+            image = _near_centre(image, size)
         return fit(image, size, as_pair(self.patch_size), mode, share)
 
     def _to_tensor(self, image: ImageLike, data_format: str | None) -> Tensor:
-        """One image of any kind -> (C, H, W) with C = `num_channels`, of its own type."""
+        """One image -> (C, H, W) with C = `num_channels`, of its own type if without a range."""
+        try:
+            return self._read(image, data_format)
+        except UnfitPicture as error:
+            raise ValueError(f"An image {error}") from error
+
+    def _read(self, image: ImageLike, data_format: str | None) -> Tensor:
         convert = self.do_convert and self.num_channels in (1, 3)
         if isinstance(image, Image.Image):
-            tensor = _open_picture(image, self.num_channels, convert)
-        else:
-            tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
-            counts = (self.num_channels, 1, 3) if convert else (self.num_channels,)
-            tensor = _channels_first(tensor, counts, data_format)
-        tensor = tensor.float() if tensor.is_floating_point() else tensor
-        tensor = _match_channels(tensor, self.num_channels) if convert else tensor
+            return picture_to_tensor(image, self.num_channels, convert, self.value_range)
+        tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+        counts = (self.num_channels, 1, 3) if convert else (self.num_channels,)
+        tensor = _channels_first(tensor, counts, data_format)
+        if self.value_range is None and tensor.is_floating_point():
+            tensor = tensor.float()
+        tensor = match_channels(tensor, self.num_channels) if convert else tensor
         self._check_channels(tensor)
+        if self.value_range is not None:
+            return in_range(tensor, self.value_range)
         _check_values(tensor, unit_range=self.do_rescale)
         return tensor
 
@@ -333,41 +363,26 @@ def _flatten(images: Any) -> list[ImageLike]:
     return list(images) if images.ndim == 4 else [images]
 
 
-def _open_picture(picture: Image.Image, num_channels: int, convert: bool) -> Tensor:
-    """A PIL image as training reads it: -> uint8 (C, H, W)."""
-    try:
-        return picture_to_tensor(picture, num_channels, convert)
-    except UnfitPicture as error:
-        raise ValueError(f"An image {error}") from error
+def _near_centre(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut a thin strip, which would be billions of pixels long: (C, H, W) -> (C, H', W')."""
+    height, width = height_width(image)
+    most_height = max(1, MOST_ASPECT * width * size[0] // size[1])
+    most_width = max(1, MOST_ASPECT * height * size[1] // size[0])
+    return center_crop(image, (min(height, most_height), min(width, most_width)))
 
 
 def _channels_first(image: Tensor, counts: Sequence[int], data_format: str | None) -> Tensor:
     """An array image -> (C, H, W); unless told, C is the first of `counts` at just one end."""
     if image.ndim == 2:
         return image[None]
-    ends = {"channels_first": image.shape[0], "channels_last": image.shape[2]}
-    for count in counts:
-        found = [name for name, length in ends.items() if length == count]
-        if data_format is None and len(found) == 1:
-            data_format = found[0]
-    if data_format not in ends:
+    counted = channel_axis(image.shape, counts)
+    axis = counted if data_format is None else AXES.get(data_format)
+    if axis is None:
         raise ValueError(
-            f"Cannot tell the {counts[0]} channels in shape {tuple(image.shape)}; pass "
-            f"input_data_format as one of {list(ends)}, or a PIL image if it has transparency."
+            f"Cannot tell the {counts[0]} channels in shape {tuple(image.shape)}; pass input_data_"
+            f"format as one of {list(AXES)}, or a PIL image if it has transparency."
         )
-    return image if data_format == "channels_first" else image.permute(2, 0, 1)
-
-
-def _match_channels(image: Tensor, num_channels: int) -> Tensor:
-    """Gray to RGB, or RGB to luma as Pillow rounds it: (1 or 3, H, W) -> (num_channels, H, W)."""
-    if image.shape[0] == 1:
-        return image.expand(num_channels, -1, -1)
-    if image.shape[0] != 3 or num_channels == 3:
-        return image
-    values = image if image.is_floating_point() else image.long()
-    weights = torch.tensor(LUMA, device=image.device)[:, None, None]  # (3, 1, 1)
-    luma = (values * weights).sum(dim=0, keepdim=True)  # (1, H, W)
-    return luma / 65536 if image.is_floating_point() else ((luma + 32768) >> 16).to(image.dtype)
+    return image.movedim(axis, 0)
 
 
 def _check_values(image: Tensor, unit_range: bool) -> None:

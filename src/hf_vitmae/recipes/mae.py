@@ -7,7 +7,8 @@ project: no result is claimed.
 
 from pathlib import Path
 
-from hf_vitmae.data.config import AugmentConfig, DataConfig
+from hf_vitmae.data.augment_config import AugmentConfig
+from hf_vitmae.data.config import DataConfig
 from hf_vitmae.models.configuration_vitmae import SIZES
 from hf_vitmae.tasks.pretrain import ModelConfig, PretrainRecipe
 from hf_vitmae.training.optim import OptimConfig

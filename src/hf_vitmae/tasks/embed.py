@@ -13,6 +13,7 @@ import sys
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hf_vitmae.data.augment import EvalTransform
+from hf_vitmae.data.config import check_max_bad
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.loader import eval_batches
 from hf_vitmae.data.sources import Source, open_source
@@ -37,9 +39,12 @@ from hf_vitmae.models.modes import evaluating
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
 from hf_vitmae.tasks.fit import normalized
 from hf_vitmae.tasks.whole_or_absent import unfinished_path, whole_or_absent
+from hf_vitmae.training.bad_images import BadImages, Split
 
 Kind = Literal["cls", "mean", "patches"]
-REQUEST = ".request.json"  # hidden: `datasets` would read any other file of the folder as parquet
+# Hidden: `datasets` would read any other file of the folder as parquet.
+REQUEST = ".request.json"
+BAD_IMAGES = ".bad_images.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,15 @@ class EmbedData:
     """Column that holds the labels; found by type and name when left out."""
     use_labels: bool = True
     """False leaves labels unread, whatever state they are in."""
+    max_bad: float = 0.01
+    """Share of the images that may be bad, such as damaged files; more of them stop the run."""
     num_workers: int = 2
     """Worker processes that decode images; changes speed, never a row."""
+
+    def __post_init__(self) -> None:
+        check_max_bad(self.max_bad)
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers must be at least 0, not {self.num_workers}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +96,6 @@ class EmbedRequest:
         for name in ("batch_size", "images_per_part"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.data.num_workers < 0:
-            raise ValueError(f"data.num_workers must be at least 0, not {self.data.num_workers}.")
 
     @property
     def batches_per_part(self) -> int:
@@ -95,6 +105,10 @@ class EmbedRequest:
 
 def run(request: EmbedRequest, source: Source | None = None) -> Path:
     """Write the features, or those that are still missing, and return their folder.
+
+    A bad image gets no row and a line in the hidden file .bad_images.jsonl of the folder. Parts
+    begin at the same images all the same, so that a run that goes on writes what one that was not
+    stopped writes.
 
     Columns: `name`; `label`, the name of the image's class, null in a source without labels; and
     `features`, float32 lists of fixed size: (D,), or (N, D) for all patches.
@@ -111,9 +125,13 @@ def run(request: EmbedRequest, source: Source | None = None) -> Path:
     model = _open_encoder(request.model, config)
     processor = load_processor(request.model, config)
     first = _open_folder(request.output, _stamp(request, images, model, processor))
-    _write_parts(request, images, model, processor, first)
+    bad_images = _watch(request, images, first)
+    _write_parts(request, images, model, processor, first, bad_images)
+    if num_bad := len(bad_images.found):
+        print(f"{num_bad} bad images have no row; they are listed in {bad_images.path}.")
+    shape = _shape(request.features, config)
     print(
-        f"{len(images)} images, features {_shape(request.features, config)}: open them with "
+        f"{len(images) - num_bad} images, features {shape}: open them with "
         f'datasets.load_dataset("parquet", data_dir="{request.output}").'
     )
     return request.output
@@ -165,7 +183,7 @@ def _stamp(
     """All that the rows depend on, by name; a model and its processor by a digest too."""
     asked = asdict(request)
     asked |= asked.pop("data")
-    free = ("output", "num_workers")
+    free = ("output", "num_workers", "max_bad")
     stamp = {name: value for name, value in asked.items() if name not in free}
     return stamp | {"num_images": len(images), "model_digest": _digest(model, processor)}
 
@@ -224,12 +242,21 @@ def _refuse_changes(folder: Path, before: dict[str, Any], now: dict[str, Any]) -
     )
 
 
+def _watch(request: EmbedRequest, images: ImageSource, first: int) -> BadImages:
+    """The list of bad images, as the parts before the first that is to be written left it."""
+    splits = {request.split: Split(images.name, len(images))}
+    bad_images = BadImages(request.output / BAD_IMAGES, request.data.max_bad, splits)
+    bad_images.resume(first - 1, unit="part")
+    return bad_images
+
+
 def _write_parts(
     request: EmbedRequest,
     images: ImageSource,
     model: VitMaeModel,
     processor: VitMaeImageProcessor,
     first: int,
+    bad_images: BadImages,
 ) -> None:
     """Write the parts from `first` on, a batch at a time, and say how far it is."""
     per_part = request.batches_per_part * request.batch_size
@@ -238,15 +265,18 @@ def _write_parts(
         return
     schema = _schema(_shape(request.features, model.config))
     has_bar = sys.stderr.isatty()
+    tables = _tables(request, images, model, processor, done, schema, bad_images)
     with (
-        closing(_tables(request, images, model, processor, done, schema)) as tables,
+        closing(tables),
         tqdm(total=total, initial=done, unit="image", disable=not has_bar) as bar,
     ):
         for number in range(first, math.ceil(total / per_part)):
-            part = islice(tables, request.batches_per_part)
-            written = _write_part(_part(request.output, number), schema, part)
-            done += written
-            bar.update(written)
+            bad_images.begin(part=number)
+            _write_part(
+                _part(request.output, number), schema, islice(tables, request.batches_per_part)
+            )
+            before, done = done, min(done + per_part, total)
+            bar.update(done - before)
             if not has_bar:
                 print(f"{done} of {total} images", file=sys.stderr, flush=True)
 
@@ -258,8 +288,9 @@ def _tables(
     processor: VitMaeImageProcessor,
     start: int,
     schema: pa.Schema,
+    bad_images: BadImages,
 ) -> Generator[pa.Table, None, None]:
-    """The rows of the images from `start` on, a table for each batch."""
+    """The rows of the good images from `start` on, a table for each batch."""
     batches = eval_batches(
         images.select(np.arange(start, len(images))),
         EvalTransform(processor),
@@ -267,19 +298,22 @@ def _tables(
         batch_size=request.batch_size,
         num_workers=request.data.num_workers,
         pin_memory=model.device.type == "cuda",
+        skip=partial(bad_images.note, request.split),
     )
     with closing(batches):
         for batch in batches:
+            bad_images.share()
+            valid = batch["valid"]
             pixel_values = normalized(batch, processor, model.device)  # (B, C, H, W)
-            features = embed(model, pixel_values, request.features).cpu()
-            rows = range(start, start + len(features))
+            features = embed(model, pixel_values, request.features).cpu()[valid]
+            rows = [start + row for row in valid.nonzero().flatten().tolist()]
             columns = {
-                "name": pa.array([images[row].name for row in rows]),
+                "name": pa.array(images.names(rows), pa.string()),
                 "label": pa.array([_label(images, row) for row in rows], pa.string()),
                 "features": _fixed_size_lists(features.numpy()),
             }
             yield pa.table(columns, schema=schema)
-            start += len(features)
+            start += len(valid)
 
 
 def _label(images: ImageSource, row: int) -> str | None:
@@ -311,17 +345,14 @@ def _fixed_size_lists(values: np.ndarray) -> pa.Array:
     return lists
 
 
-def _write_part(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
-    """Write a file, whole or not at all, with a row group for each table: the number of rows."""
-    num_rows = 0
+def _write_part(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Write a file, whole or not at all, with a row group for each table."""
     with whole_or_absent(path) as unfinished, unfinished.open("wb") as file:
         with pq.ParquetWriter(file, schema) as writer:
             for table in tables:
                 writer.write_table(table)
-                num_rows += table.num_rows
         file.flush()
         os.fsync(file.fileno())
-    return num_rows
 
 
 def _part(folder: Path, number: int) -> Path:

@@ -1,15 +1,18 @@
 """End-to-end fine-tuning for classification (arXiv:2111.06377, appendix A)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_vitmae.data.mixing import Mixing
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
@@ -22,13 +25,16 @@ from hf_vitmae.tasks.fit import (
     normalized,
     open_sources,
     spread,
+    watch_images,
 )
+from hf_vitmae.tasks.normalization import pixel_statistics, processor_options, with_statistics
 from hf_vitmae.tasks.start import (
     CheckpointRecipe,
     refuse_other_classes,
     start_config,
     start_model,
 )
+from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.metrics import TopKAccuracy
 
 
@@ -69,24 +75,47 @@ def run(recipe: FinetuneRecipe, source: Sources | None = None) -> dict[str, Any]
     classes = train_source.require_classes()
     refuse_other_classes(recipe, VitMaeForImageClassification, stored, classes)
     config = start_config(recipe, stored, classes, pooling=recipe.pooling)
+    statistics = pixel_statistics(recipe, accelerator, train_source, config.num_channels)
+    config = with_statistics(config, statistics)
     torch.manual_seed(recipe.seed)
     model = start_model(recipe, VitMaeForImageClassification, config, accelerator)
-    processor = load_processor(recipe.model, config)
+    processor = load_processor(recipe.model, config, **processor_options(statistics))
+    held_out = eval_source and spread(eval_source, recipe.eval_images)
+    bad_images = watch_images(recipe, train_source, held_out)
     evaluators = []
-    if eval_source is not None:
-        held_out = spread(eval_source, recipe.eval_images)
-        evaluators.append(HeldOutAccuracy(recipe, accelerator, processor, held_out))
+    if held_out is not None:
+        evaluators.append(HeldOutAccuracy(recipe, accelerator, processor, held_out, bad_images))
+    soften = make_targets(recipe, len(classes))
 
     def prepare(batch: Batch) -> Batch:
         labels = batch["labels"].to(accelerator.device, non_blocking=True)
-        targets = smooth_labels(labels, len(classes), recipe.label_smoothing)
-        return {"pixel_values": normalized(batch, processor, accelerator.device), "labels": targets}
+        pixel_values = normalized(batch, processor, accelerator.device)
+        return soften({"pixel_values": pixel_values, "labels": labels})
 
     run_folder, metrics = fit(
-        recipe, accelerator, model, processor, train_source, prepare, evaluators
+        recipe, accelerator, model, processor, train_source, prepare, evaluators, bad_images
     )
     accelerator.print(f"The model is in {run_folder.model}.")
     return metrics
+
+
+def make_targets(recipe: FinetuneRecipe, num_classes: int) -> Callable[[Batch], Batch]:
+    """What mixes images and labels of a batch, or smooths its labels alone, as the recipe says.
+
+    A mix is drawn by torch's generator, which the loop seeds for each step and process: a resumed
+    run draws the same, and processes differ.
+    """
+    mixing = Mixing(recipe.augment, num_classes, recipe.label_smoothing)
+
+    def smooth(batch: Batch) -> Batch:
+        labels = smooth_labels(batch["labels"], num_classes, recipe.label_smoothing)
+        return batch | {"labels": labels}
+
+    def mix(batch: Batch) -> Batch:
+        seed = int(torch.randint(2**63 - 1, ()))
+        return mixing(batch, np.random.default_rng(seed))
+
+    return mix if recipe.augment.mixes else smooth
 
 
 def smooth_labels(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -104,6 +133,7 @@ class HeldOutAccuracy:
     accelerator: Accelerator
     processor: VitMaeImageProcessor
     source: AnySource
+    bad_images: BadImages
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Evaluate `model`, on every process alike: -> eval_loss, eval_accuracy and the like."""
@@ -118,7 +148,9 @@ class HeldOutAccuracy:
         """Logits and labels of the whole source on the CPU: -> float32 (n, classes), int64 (n,)."""
         device = self.accelerator.device
         pairs = []
-        for batch in held_out_batches(self.recipe, self.accelerator, self.processor, self.source):
+        for batch in held_out_batches(
+            self.recipe, self.accelerator, self.processor, self.source, self.bad_images
+        ):
             valid = batch["valid"]
             logits = model(pixel_values=normalized(batch, self.processor, device)).logits
             pairs.append((logits.float().cpu()[valid], batch["labels"][valid]))

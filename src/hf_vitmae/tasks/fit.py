@@ -1,6 +1,7 @@
 """What all training tasks do alike: recipe, model and data to a trained model in a run folder."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from hf_vitmae.data.augment import EvalTransform, TrainTransform
+from hf_vitmae.data.augment import EvalTransform, Transform
+from hf_vitmae.data.augmented import train_transform
+from hf_vitmae.data.decode import BadImage, decode, decode_stored
 from hf_vitmae.data.loader import eval_batches, train_batches
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.shards import ShardMemory
@@ -20,6 +23,7 @@ from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.tasks.checkpoints import save_model
 from hf_vitmae.tasks.recipe import TaskRecipe
+from hf_vitmae.training.bad_images import BadImages, Split
 from hf_vitmae.training.guard import check_positions
 from hf_vitmae.training.loop import Evaluator, train
 from hf_vitmae.training.optim import build_optimizer, effective_lr
@@ -75,6 +79,16 @@ def open_sources(
     return opened or open_them()
 
 
+def watch_images(recipe: TaskRecipe, train: AnySource, evaluation: AnySource | None) -> BadImages:
+    """The list of what cannot be used of the images to train on and to evaluate on."""
+    splits = {"train": train} | ({} if evaluation is None else {"eval": evaluation})
+    return BadImages(
+        RunFolder(recipe.output_dir).bad_images,
+        recipe.data.max_bad,
+        {split: Split(source.name, len(source)) for split, source in splits.items()},
+    )
+
+
 def fit(
     recipe: TaskRecipe,
     accelerator: Accelerator,
@@ -83,6 +97,7 @@ def fit(
     source: AnySource,
     prepare: Callable[[Batch], Batch],
     evaluators: Sequence[Evaluator],
+    bad_images: BadImages,
     num_noise: int | None = None,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Train the model as the recipe says, or go on where an earlier start of the same command
@@ -90,6 +105,7 @@ def fit(
 
     Args:
         prepare: a batch of the loader -> keyword arguments of the model, on its device.
+        bad_images: as `watch_images` makes it.
         num_noise: draw so much mask noise for every image.
 
     Returns:
@@ -97,7 +113,8 @@ def fit(
         values.
 
     Raises:
-        ValueError: if the model cannot tell positions apart, or the folder belongs to another run.
+        ValueError: if the model cannot tell positions apart, the folder belongs to another run, or
+            too many images are bad.
     """
     check_positions(model, model.config.image_pair, model.config.num_channels)
     loop = recipe.loop_config(source.epoch_size, accelerator.num_processes)
@@ -107,9 +124,8 @@ def fit(
     schedule = cosine_schedule(
         loop.steps, recipe.optim.num_warmup_steps(loop.steps), recipe.optim.min_lr / peak_lr
     )
-    batches = partial(
-        _micro_batches, recipe, accelerator, _train_transform(recipe, model), source, num_noise
-    )
+    transform = _train_transform(recipe, model.config.image_pair, processor)
+    batches = partial(_micro_batches, recipe, accelerator, transform, source, bad_images, num_noise)
     run = _open_run(recipe, accelerator)
     if isinstance(source, StreamSource) and source.memory and accelerator.is_main_process:
         source.memory.write()
@@ -125,6 +141,7 @@ def fit(
         evaluators=evaluators,
         num_samples=source.epoch_size,
         clip_grad_norm=recipe.optim.clip_grad_norm,
+        bad_images=bad_images,
     )
     if accelerator.is_main_process:
         save_model(run.model, model, processor)
@@ -144,10 +161,15 @@ def held_out_batches(
     accelerator: Accelerator,
     processor: VitMaeImageProcessor,
     source: AnySource,
+    bad_images: BadImages,
     num_noise: int | None = None,
 ) -> Iterator[Batch]:
-    """This process's batches of one pass over held-out images, as inference sees them."""
-    return eval_batches(
+    """This process's batches of one pass over held-out images, as inference sees them.
+
+    Raises:
+        ValueError: at the end and on every process, if too many of them are bad.
+    """
+    yield from eval_batches(
         source,
         EvalTransform(processor),
         seed=recipe.seed,
@@ -157,7 +179,29 @@ def held_out_batches(
         num_workers=recipe.data.num_workers,
         num_noise=num_noise,
         pin_memory=accelerator.device.type == "cuda",
+        skip=partial(bad_images.note, "eval"),
     )
+    bad_images.share()
+
+
+def example_images(source: AnySource, most: int, processor: VitMaeImageProcessor) -> list[Tensor]:
+    """Some images that can be decoded, spread over the source: (C, H, W) each, to be processed."""
+    images = []
+    for record in source.examples(most):
+        with suppress(BadImage):
+            images.append(decode_for(processor, record.encoded, record.name))
+    return images
+
+
+def decode_for(processor: VitMaeImageProcessor, encoded: bytes, name: str) -> Tensor:
+    """An image as the processor takes it: uint8 (C, H, W), or with a value range as it is stored.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    if processor.value_range is None:
+        return decode(encoded, processor.num_channels, name)
+    return torch.from_numpy(decode_stored(encoded, processor.num_channels, name))
 
 
 def normalized(batch: Batch, processor: VitMaeImageProcessor, device: torch.device) -> Tensor:
@@ -172,21 +216,25 @@ def _open_run(recipe: TaskRecipe, accelerator: Accelerator) -> RunFolder:
         return RunFolder(recipe.output_dir)
 
 
-def _train_transform(recipe: TaskRecipe, model: VitMaePreTrainedModel) -> TrainTransform:
-    return TrainTransform(
-        image_size=model.config.image_pair,
-        num_channels=model.config.num_channels,
-        crop_scale=recipe.augment.crop_scale,
-        crop_ratio=recipe.augment.crop_ratio,
-        horizontal_flip=recipe.augment.horizontal_flip,
+def _train_transform(
+    recipe: TaskRecipe, image_size: tuple[int, int], processor: VitMaeImageProcessor
+) -> Transform:
+    return train_transform(
+        recipe.augment,
+        image_size,
+        processor.num_channels,
+        processor.image_mean,
+        processor.image_std,
+        processor.value_range,
     )
 
 
 def _micro_batches(
     recipe: TaskRecipe,
     accelerator: Accelerator,
-    transform: TrainTransform,
+    transform: Transform,
     source: AnySource,
+    bad_images: BadImages,
     num_noise: int | None,
     start: int,
 ) -> Iterator[Batch]:
@@ -200,5 +248,7 @@ def _micro_batches(
         world_size=accelerator.num_processes,
         num_workers=recipe.data.num_workers,
         num_noise=num_noise,
+        repeats=recipe.data.repeats,
         pin_memory=accelerator.device.type == "cuda",
+        skip=partial(bad_images.note, "train"),
     )

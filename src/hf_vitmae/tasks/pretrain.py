@@ -10,19 +10,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hf_vitmae.data.decode import decode
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.tasks.fit import (
     Batch,
+    example_images,
     fit,
     held_out_batches,
     normalized,
     open_sources,
     spread,
+    watch_images,
 )
+from hf_vitmae.tasks.normalization import new_processor, pixel_statistics, with_statistics
 from hf_vitmae.tasks.objectives import (
     MaskedAutoencoding,
     MaskedPatchPrediction,
@@ -30,6 +32,7 @@ from hf_vitmae.tasks.objectives import (
     Objective,
 )
 from hf_vitmae.tasks.recipe import TaskRecipe
+from hf_vitmae.training.bad_images import BadImages
 
 NUM_PICTURES = 8  # rows of the panel that a run ends with
 
@@ -93,6 +96,7 @@ class PretrainRecipe(TaskRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.refuse_mixing("pretraining has no labels that could be mixed too")
         if not 0 <= self.prefix_share < 1:
             raise ValueError(
                 f"`prefix_share` must be at least 0 and below 1, got {self.prefix_share}."
@@ -132,16 +136,21 @@ def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]
         ValueError, FileNotFoundError: for a recipe or data that cannot be used, in one line.
     """
     config = recipe.model.to_config()
-    objective = make_objective(recipe, config)
     accelerator = recipe.make_accelerator()
     train_source, eval_source = open_sources(recipe, accelerator, source, use_labels=False)
-    processor = VitMaeImageProcessor.for_model(config)
+    statistics = pixel_statistics(recipe, accelerator, train_source, config.num_channels)
+    config = with_statistics(config, statistics)
+    objective = make_objective(recipe, config)
+    processor = new_processor(config, statistics)
     torch.manual_seed(recipe.seed)
     model = objective.model_class(config)
+    eval_source = eval_source and spread(eval_source, recipe.eval_images)
+    bad_images = watch_images(recipe, train_source, eval_source)
     evaluators = []
     if eval_source is not None:
-        eval_source = spread(eval_source, recipe.eval_images)
-        evaluators.append(HeldOutLoss(recipe, objective, accelerator, processor, eval_source))
+        evaluators.append(
+            HeldOutLoss(recipe, objective, accelerator, processor, eval_source, bad_images)
+        )
 
     def prepare(batch: Batch) -> Batch:
         noise = batch["noise"].to(accelerator.device, non_blocking=True)
@@ -155,14 +164,18 @@ def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]
         train_source,
         prepare,
         evaluators,
+        bad_images,
         num_noise=objective.num_noise,
     )
     if accelerator.is_main_process:
-        run_folder.samples.mkdir(exist_ok=True)
-        pictures = _pictures(eval_source or train_source, config.num_channels)
+        shown = eval_source or train_source
+        images = example_images(shown, NUM_PICTURES, processor)
         picture = run_folder.samples / objective.picture_name
-        objective.picture(model, pictures, processor, recipe.seed).save(picture)
-        print(f"The model is in {run_folder.model}, a picture of what it sees in {picture}.")
+        if images:
+            run_folder.samples.mkdir(exist_ok=True)
+            objective.picture(model, images, processor, recipe.seed).save(picture)
+        what = f", a picture of what it sees in {picture}" if images else ""
+        print(f"The model is in {run_folder.model}{what}.")
     return metrics
 
 
@@ -175,13 +188,19 @@ class HeldOutLoss:
     accelerator: Accelerator
     processor: VitMaeImageProcessor
     source: AnySource
+    bad_images: BadImages
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Evaluate `model`, on every process alike: -> eval_loss, its baseline and the like."""
         device, objective = self.accelerator.device, self.objective
         sums = torch.zeros((), dtype=torch.float64)
         for batch in held_out_batches(
-            self.recipe, self.accelerator, self.processor, self.source, objective.num_noise
+            self.recipe,
+            self.accelerator,
+            self.processor,
+            self.source,
+            self.bad_images,
+            objective.num_noise,
         ):
             # A process without images of its own in a step measures one and counts it not at all.
             keep = batch["valid"] if batch["valid"].any() else slice(0, 1)
@@ -191,9 +210,3 @@ class HeldOutLoss:
             sums = sums + objective.measure(pixel_values, output) * batch["valid"].any()
         total = cast(Tensor, self.accelerator.reduce(sums.to(device), reduction="sum"))
         return objective.report(total.cpu())
-
-
-def _pictures(source: AnySource, num_channels: int) -> list[Tensor]:
-    """Some images, spread over the source: uint8 (C, H, W) each."""
-    records = source.examples(NUM_PICTURES)
-    return [decode(record.encoded, num_channels, record.name) for record in records]

@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from hf_vitmae.data.config import AugmentConfig, DataConfig
+from hf_vitmae.data.augment_config import AugmentConfig
+from hf_vitmae.data.config import DataConfig
 from hf_vitmae.data.order import num_steps
+from hf_vitmae.data.repeated import images_per_batch
 from hf_vitmae.training.loop import LoopConfig
 from hf_vitmae.training.optim import OptimConfig
 
@@ -65,6 +67,16 @@ class TaskRecipe:
         if self.batch_size < 1 or self.accumulation < 1:
             name = "batch_size" if self.batch_size < 1 else "accumulation"
             raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        images_per_batch(self.batch_size, self.data.repeats)
+
+    def refuse_mixing(self, why: str) -> None:
+        """For a task whose images cannot be mixed with each other, and why that is.
+
+        Raises:
+            ValueError: if `augment` says so.
+        """
+        if self.augment.mixes:
+            raise ValueError(f"augment.mixup and augment.cutmix must be 0 here: {why}.")
 
     def make_accelerator(self) -> Accelerator:
         """The processes and devices of this launch, at the recipe's precision."""

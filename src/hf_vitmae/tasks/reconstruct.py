@@ -1,14 +1,19 @@
 """Look at a pretrained model: hide patches of images and draw what it makes of them."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from PIL import Image
+from torch import Tensor
 
+from hf_vitmae.data.decode import BadImage
+from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
+from hf_vitmae.tasks.fit import decode_for
 from hf_vitmae.visualize import reconstruct, reconstruction_panel
 
 
@@ -33,15 +38,17 @@ class ReconstructRequest:
 
 
 def run(request: ReconstructRequest) -> Path:
-    """Write the picture and return where it is.
+    """Write the picture and return where it is; an image that cannot be decoded is named instead.
 
     Raises:
-        ValueError, FileNotFoundError: for a model without decoder, or an image that cannot be read.
+        ValueError, FileNotFoundError: for a model without decoder, an image that is not there, or
+            if none can be decoded.
     """
     if not request.images:
         raise ValueError("No images given; name one or more image files after the model.")
-    images = [_open_image(path) for path in request.images]
     config = load_config(request.model)
+    processor = load_processor(request.model, config)
+    images = _read_images(request.images, processor)
     model, new, _ = load_model(VitMaeForPreTraining, request.model, config)
     if "decoder" in new:
         raise ValueError(
@@ -51,7 +58,7 @@ def run(request: ReconstructRequest) -> Path:
     reconstructions = reconstruct(
         model,
         images,
-        load_processor(request.model, config),
+        processor,
         mask_ratio=request.mask_ratio,
         seed=request.seed,
         statistics=request.statistics,
@@ -62,12 +69,23 @@ def run(request: ReconstructRequest) -> Path:
     return request.output
 
 
-def _open_image(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"There is no image {str(path)!r}; check the path.") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    return image
+def _read_images(paths: Sequence[Path], processor: VitMaeImageProcessor) -> list[Tensor]:
+    """The images that can be decoded, (C, H, W) each; the others are named on the screen.
+
+    Raises:
+        FileNotFoundError: if a path is wrong.
+        BadImage: if none is left.
+    """
+    images, bad = [], []
+    for path in paths:
+        try:
+            images.append(decode_for(processor, path.read_bytes(), str(path)))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"There is no image {str(path)!r}; check the path.") from None
+        except BadImage as error:
+            bad.append(error)
+    if not images:
+        raise bad[0]
+    for error in bad:
+        print(f"Left out: {error}", file=sys.stderr)
+    return images

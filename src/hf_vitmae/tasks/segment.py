@@ -1,6 +1,7 @@
 """Fine-tuning for semantic segmentation: a class for every pixel."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_vitmae.data.augment import EvalTransform
-from hf_vitmae.data.decode import decode, decode_label_map
+from hf_vitmae.data.decode import BadImage, decode, decode_label_map
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
@@ -25,13 +26,16 @@ from hf_vitmae.tasks.fit import (
     normalized,
     open_sources,
     spread,
+    watch_images,
 )
+from hf_vitmae.tasks.normalization import pixel_statistics, processor_options, with_statistics
 from hf_vitmae.tasks.start import (
     CheckpointRecipe,
     refuse_other_classes,
     start_config,
     start_model,
 )
+from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.metrics import confusion_matrix, iou_from_confusion
 from hf_vitmae.visualize import class_legend, picture_panel, segmentation_rows
 from hf_vitmae.visualize.pictures import to_pictures
@@ -54,6 +58,10 @@ class SegmentRecipe(CheckpointRecipe):
     output_dir: Path = Path("runs/segment")
     """Folder of the run; the same command again resumes what is in it."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_mixing("the class of every pixel cannot be mixed")
+
 
 def run(recipe: SegmentRecipe, source: Sources | None = None) -> dict[str, Any]:
     """Fine-tune, and leave model, log, checkpoints and a picture in `recipe.output_dir`.
@@ -74,15 +82,18 @@ def run(recipe: SegmentRecipe, source: Sources | None = None) -> dict[str, Any]:
     refuse_other_classes(recipe, VitMaeForSemanticSegmentation, stored, classes)
     head = {"segmentation_head": recipe.head, "segmentation_hidden_size": recipe.head_width}
     config = start_config(recipe, stored, classes, **head)
+    statistics = pixel_statistics(recipe, accelerator, train_source, config.num_channels)
+    config = with_statistics(config, statistics)
     torch.manual_seed(recipe.seed)
     model = start_model(recipe, VitMaeForSemanticSegmentation, config, accelerator)
     # Without a crop a map covers the whole picture, as people expect of it.
     whole = {"do_center_crop": False, "crop_pct": 1.0, "do_reduce_labels": recipe.reduce_labels}
-    processor = load_processor(recipe.model, config, **whole)
+    processor = load_processor(recipe.model, config, **whole, **processor_options(statistics))
+    eval_source = eval_source and spread(eval_source, recipe.eval_images)
+    bad_images = watch_images(recipe, train_source, eval_source)
     evaluators = []
     if eval_source is not None:
-        eval_source = spread(eval_source, recipe.eval_images)
-        evaluators.append(HeldOutIoU(recipe, accelerator, processor, eval_source))
+        evaluators.append(HeldOutIoU(recipe, accelerator, processor, eval_source, bad_images))
 
     def prepare(batch: Batch) -> Batch:
         labels = processor.reduce_labels(batch["labels"])
@@ -91,13 +102,16 @@ def run(recipe: SegmentRecipe, source: Sources | None = None) -> dict[str, Any]:
         return {"pixel_values": normalized(batch, processor, accelerator.device), "labels": labels}
 
     run_folder, metrics = fit(
-        recipe, accelerator, model, processor, train_source, prepare, evaluators
+        recipe, accelerator, model, processor, train_source, prepare, evaluators, bad_images
     )
     if accelerator.is_main_process:
-        run_folder.samples.mkdir(exist_ok=True)
+        pairs = _examples(processor, eval_source or train_source)
         picture = run_folder.samples / "segmentation.png"
-        _draw(model, processor, eval_source or train_source, classes).save(picture)
-        print(f"The model is in {run_folder.model}, a picture of what it sees in {picture}.")
+        if pairs:
+            run_folder.samples.mkdir(exist_ok=True)
+            _draw(model, processor, pairs, classes).save(picture)
+        what = f", a picture of what it sees in {picture}" if pairs else ""
+        print(f"The model is in {run_folder.model}{what}.")
     return metrics
 
 
@@ -109,6 +123,7 @@ class HeldOutIoU:
     accelerator: Accelerator
     processor: VitMaeImageProcessor
     source: AnySource
+    bad_images: BadImages
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Evaluate `model`, on every process alike: -> eval_loss, eval_mean_iou and the like."""
@@ -116,7 +131,9 @@ class HeldOutIoU:
         device, classes = self.accelerator.device, config.num_labels
         confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
         losses = torch.zeros(2, dtype=torch.float64, device=device)  # sum, images
-        for batch in held_out_batches(self.recipe, self.accelerator, self.processor, self.source):
+        for batch in held_out_batches(
+            self.recipe, self.accelerator, self.processor, self.source, self.bad_images
+        ):
             batch = {name: values[batch["valid"]] for name, values in batch.items()}
             if not (images := len(batch["labels"])):
                 continue
@@ -170,19 +187,26 @@ def check_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     return labels
 
 
+def _examples(processor: VitMaeImageProcessor, source: AnySource) -> list[tuple[Tensor, Tensor]]:
+    """Some images with their label maps, spread evenly over the source: uint8 (C, H, W), (H, W)."""
+    transform, pairs = EvalTransform(processor), []
+    for record in source.examples(NUM_PICTURES):
+        with suppress(BadImage):
+            channels, value_range = processor.num_channels, processor.value_range
+            image = decode(record.encoded, channels, record.name, value_range)
+            label_map = processor.reduce_labels(decode_label_map(record.label_map or b""))
+            if image.shape[1:] == label_map.shape:
+                pairs.append(transform.with_label_map(image, label_map))
+    return pairs
+
+
 def _draw(
     model: VitMaeForSemanticSegmentation,
     processor: VitMaeImageProcessor,
-    source: AnySource,
+    pairs: Sequence[tuple[Tensor, Tensor]],
     classes: Sequence[str],
 ) -> Image.Image:
-    """Some images with their label maps and what the model says, spread evenly over the source."""
-    transform, pairs = EvalTransform(processor), []
-    for record in source.examples(NUM_PICTURES):
-        assert record.label_map is not None
-        image = decode(record.encoded, processor.num_channels, record.name)
-        label_map = processor.reduce_labels(decode_label_map(record.label_map))
-        pairs.append(transform.with_label_map(image, label_map))
+    """Images with their label maps and what the model says."""
     images, labels = zip(*pairs, strict=True)
     pixel_values = processor.normalize(torch.stack(images))  # (B, C, H, W)
     with evaluating(model):

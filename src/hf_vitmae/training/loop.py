@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_vitmae.models.modes import evaluating
+from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.checkpoint import (
     latest_good_checkpoint,
     load_checkpoint,
@@ -89,8 +90,13 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     num_samples: int | None = None,
     clip_grad_norm: float | None = None,
+    bad_images: BadImages | None = None,
 ) -> dict[str, float | str]:
     """Train `model` in place to `config.steps`, going on from the newest checkpoint in `run`.
+
+    The gradient of a step is the mean over all its batches of each batch's own mean, whatever their
+    sizes: an image in a batch that lacks some bad ones weighs a little more than others. A batch
+    of which nothing is left, one without a `valid` image, adds nothing to it.
 
     Args:
         schedule: step -> factor on each group's learning rate.
@@ -99,12 +105,14 @@ def train(
         evaluators: called with the model in evaluation mode, on every process; they return the same
             everywhere.
         num_samples: images of an epoch; the log then has `epoch`.
+        bad_images: what the batches lack is noted there; the log then says how many.
 
     Returns:
         The newest value of everything logged.
 
     Raises:
-        ValueError: if the run cannot go on as it began, or the model gives no loss.
+        ValueError: if the run cannot go on as it began, the model gives no loss, or too many images
+            are bad.
         FloatingPointError: if loss or gradient is not finite; the weights are those of the step
             before.
     """
@@ -113,7 +121,7 @@ def train(
         effective_batch=config.effective_batch(accelerator.num_processes), num_samples=num_samples
     )
     with _prepared(accelerator, model, optimizer) as (wrapped, stepper):
-        state = _resume(accelerator, model, optimizer, run, fresh)
+        state = _resume(accelerator, model, optimizer, run, fresh, bad_images)
         progress = Progress(run, state.step, config.steps, silent=not accelerator.is_main_process)
         if state.step >= config.steps:
             progress.say(f"{run.path} is finished: {state.step} steps are done.")
@@ -127,32 +135,41 @@ def train(
             started = time.perf_counter()
             torch.manual_seed(step_seed(config.seed, state.step, accelerator.process_index))
             lr = set_learning_rate(optimizer, schedule(state.step))
+            if bad_images is not None:
+                bad_images.begin(step=state.step + 1, epoch=state.epoch)
 
-            loss = torch.zeros((), device=accelerator.device)
+            loss, waited, counting = torch.zeros((), device=accelerator.device), 0.0, 0
             for micro_step in range(config.accumulation):
-                inputs = prepare(next(stream))
+                batch, seconds = _timed_next(stream)
+                waited += seconds
+                counts = _counts(batch)
+                counting += counts
+                inputs = prepare(batch)
                 last = micro_step == config.accumulation - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
                     micro_loss = _loss(forward(**inputs), inputs) / config.accumulation
-                    accelerator.backward(micro_loss)
-                loss += micro_loss.detach()
+                    accelerator.backward(micro_loss if counts else micro_loss * 0.0)
+                loss += micro_loss.detach() if counts else 0.0
 
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm or math.inf)
-            loss = cast(Tensor, accelerator.reduce(loss, reduction="mean"))
-            loss_value, norm_value = loss.item(), cast(Tensor, grad_norm).item()  # wait for them
+            share = counting / config.accumulation
+            loss_value, share = _mean_over_processes(accelerator, loss, share, bad_images)
+            norm_value = cast(Tensor, grad_norm).item()
             _check_finite(accelerator, state.step, loss_value, norm_value)
             stepper.step()
             stepper.zero_grad()
-            state.add_step(loss_value, norm_value, time.perf_counter() - started)
+            state.add_step(loss_value, norm_value, time.perf_counter() - started, waited, share)
             progress.advance()
 
             if _is_due(state.step, config.log_every, config.steps):
-                progress.record(state.step_record(lr))
+                progress.record(state.step_record(lr, _so_far(bad_images)))
             if evaluators and _is_due(state.step, config.eval_every, config.steps):
-                progress.record(state.record(_evaluate(model, evaluators)))
+                results = _evaluate(model, evaluators)
+                progress.record(state.record({**results, **_so_far(bad_images)}))
             if _is_due(state.step, config.checkpoint_every, config.steps):
                 _save(accelerator, model, optimizer, run, config, state)
         progress.close()
+        _look_back(progress, state, bad_images)
     return state.metrics
 
 
@@ -188,8 +205,9 @@ def _resume(
     optimizer: Optimizer,
     run: RunFolder,
     fresh: RunState,
+    bad_images: BadImages | None,
 ) -> RunState:
-    """Load the newest good checkpoint and cut the log back to it; without one, begin `fresh`."""
+    """Load the newest good checkpoint and cut the logs back to it; without one, begin `fresh`."""
     checkpoint = latest_good_checkpoint(run.checkpoints)
     state = fresh
     if checkpoint is not None:
@@ -200,6 +218,8 @@ def _resume(
             accelerator.scaler.load_state_dict(saved["scaler"])
     if accelerator.is_main_process:
         run.cut_metrics(state.step if checkpoint else -1)
+    if bad_images is not None:
+        bad_images.resume(state.step if checkpoint else -1)
     return state
 
 
@@ -223,6 +243,49 @@ def _announce(
     else:
         progress.say(f"{progress.run.path} resumes at step {state.step}.")
         progress.show(setting)
+
+
+def _timed_next(stream: Iterator[Batch]) -> tuple[Batch, float]:
+    """The next batch and the seconds until it was there."""
+    started = time.perf_counter()
+    return next(stream), time.perf_counter() - started
+
+
+def _counts(batch: Batch) -> bool:
+    """Whether any image of the batch is good."""
+    return "valid" not in batch or bool(batch["valid"].any())
+
+
+def _mean_over_processes(
+    accelerator: Accelerator, loss: Tensor, share: float, bad_images: BadImages | None
+) -> tuple[float, float]:
+    """Loss, and share of the batches that have one, which waits for the step to be computed; on the
+    way the processes hear of each other's bad images.
+    """
+    noted = 0 if bad_images is None else len(bad_images.noted)
+    values = torch.stack([loss, loss.new_tensor(share), loss.new_tensor(noted)])
+    values = cast(Tensor, accelerator.reduce(values, reduction="mean"))
+    loss_value, share, noted = values.tolist()
+    if bad_images is not None and noted:
+        bad_images.share()
+    return loss_value, share
+
+
+def _so_far(bad_images: BadImages | None) -> dict[str, int]:
+    """What a line of the log says of bad images."""
+    return bad_images.record() if bad_images is not None else {}
+
+
+def _look_back(progress: Progress, state: RunState, bad_images: BadImages | None) -> None:
+    """Say at the end of a run what its user should know of its data."""
+    if bad_images is not None and bad_images.found:
+        progress.say(f"{len(bad_images.found)} bad images were left out: {bad_images.path}.")
+    if state.waited > state.seconds / 2:
+        progress.say(
+            f"{state.waited / state.seconds:.0%} of the time went by waiting for data, so data is "
+            "the limit: give more --data.num-workers while there are free cores, store the images "
+            "smaller, or set --data.repeats."
+        )
 
 
 def _loss(output: Any, inputs: Mapping[str, Any]) -> Tensor:

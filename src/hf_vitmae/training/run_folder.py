@@ -1,7 +1,8 @@
 """The folder of one run: its recipe, its log, and where everything else lies.
 
-recipe.yaml (resolved), metrics.jsonl (one line a logged step), checkpoints/, model/, samples/. The
-same command again finds the folder and resumes; a changed recipe is refused, field by field.
+recipe.yaml (resolved), metrics.jsonl (one line a logged step), bad_images.jsonl (if there are any),
+checkpoints/, model/, samples/. The same command again finds the folder and resumes; a changed
+recipe is refused, field by field.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ FREE_FIELDS = frozenset(
     {
         "output_dir",
         "num_workers",
+        "max_bad",
         "log_every",
         "eval_every",
         "checkpoint_every",
@@ -56,7 +58,7 @@ class RunFolder:
         if _is_in_use(run.path):
             _refuse_changes(run.path, run.read_recipe(), fresh, free_fields)
         run.path.mkdir(parents=True, exist_ok=True)
-        _write_atomically(run.recipe, yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True))
+        write_atomically(run.recipe, yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True))
         return run
 
     @property
@@ -66,6 +68,10 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def bad_images(self) -> Path:
+        return self.path / "bad_images.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -106,14 +112,14 @@ class RunFolder:
         """The lines of metrics.jsonl; one that a killed run left half-written is passed over."""
         if not self.metrics.exists():
             return []
-        return list(_whole_lines(self.metrics.read_text(encoding="utf-8")))
+        return list(whole_lines(self.metrics.read_text(encoding="utf-8")))
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of steps after `step`, atomically: a resumed run writes them again."""
         if self.metrics.exists():
             kept = [record for record in self.read_metrics() if record["step"] <= step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            _write_atomically(self.metrics, text)
+            write_atomically(self.metrics, text)
 
 
 def _plain(value: Any, name: str = "recipe") -> Any:
@@ -172,7 +178,8 @@ def _leaves(value: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", item
 
 
-def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
+def whole_lines(text: str) -> Iterator[dict[str, Any]]:
+    """The lines of JSON in a text; one that is half written is passed over."""
     for line in text.splitlines():
         try:
             yield json.loads(line)
@@ -188,7 +195,7 @@ def _temporary(name: str) -> str:
     return f".{name}.unfinished"
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Old content or new, never half of it."""
     temporary = path.with_name(_temporary(path.name))
     with temporary.open("w", encoding="utf-8") as file:

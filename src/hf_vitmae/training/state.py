@@ -1,5 +1,6 @@
 """Where a run stands, as a checkpoint's state.json holds it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ class RunState:
         effective_batch: images of one step over all processes.
         num_samples: images of an epoch, if that is known.
         seconds: time spent in steps, evaluations and saving left out.
+        waited: the part of it in which the loop waited for batches.
+        loss_weight: the sum of the shares of the steps' forward passes that have a loss.
         metrics: the newest value of everything logged.
     """
 
@@ -22,33 +25,60 @@ class RunState:
     num_samples: int | None = None
     step: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     metrics: dict[str, float | str] = field(default_factory=dict)
     unlogged_steps: int = 0
     loss_sum: float = 0.0
     grad_norm_sum: float = 0.0
+    loss_weight: float = 0.0
     seconds_sum: float = 0.0
+    waited_sum: float = 0.0
 
-    def add_step(self, loss: float, grad_norm: float, seconds: float) -> None:
-        """Count one step."""
+    @property
+    def epoch(self) -> int:
+        """Whole epochs done, 0 where their length is not known."""
+        return self.step * self.effective_batch // self.num_samples if self.num_samples else 0
+
+    def add_step(
+        self, loss: float, grad_norm: float, seconds: float, waited: float, weight: float = 1.0
+    ) -> None:
+        """Count one step.
+
+        Args:
+            loss: sum of the losses, each divided by the number of forward passes.
+            waited: seconds of the step until its batches were there.
+            weight: share of the forward passes that have a loss.
+        """
         self.step += 1
         self.seconds += seconds
+        self.waited += waited
         self.unlogged_steps += 1
         self.loss_sum += loss
+        self.loss_weight += weight
         self.grad_norm_sum += grad_norm
         self.seconds_sum += seconds
+        self.waited_sum += waited
 
-    def step_record(self, lr: float) -> dict[str, float | str]:
-        """A line of the log: means since the last one. The next starts from here."""
-        steps = self.unlogged_steps
+    def step_record(
+        self, lr: float, more: Mapping[str, float | str] | None = None
+    ) -> dict[str, float | str]:
+        """A line of the log: means since the last one. The next starts from here.
+
+        Args:
+            more: values to log beside them.
+        """
+        steps, seconds = self.unlogged_steps, self.seconds_sum
         values = {
-            "loss": self.loss_sum / steps,
+            "loss": self.loss_sum / self.loss_weight if self.loss_weight else math.nan,
             "lr": lr,
             "grad_norm": self.grad_norm_sum / steps,
-            "images_per_second": steps * self.effective_batch / self.seconds_sum,
+            "images_per_second": steps * self.effective_batch / seconds,
+            "data_wait": self.waited_sum / seconds,
             "seconds": self.seconds,
         }
-        self.unlogged_steps, self.loss_sum, self.grad_norm_sum, self.seconds_sum = 0, 0.0, 0.0, 0.0
-        return self.record(values)
+        self.unlogged_steps, self.loss_sum, self.grad_norm_sum = 0, 0.0, 0.0
+        self.loss_weight, self.seconds_sum, self.waited_sum = 0.0, 0.0, 0.0
+        return self.record({**values, **(more or {})})
 
     def record(self, values: Mapping[str, float | str]) -> dict[str, float | str]:
         """A line of the log: `values`, led by the step and, if it is known, the epoch."""
