@@ -19,20 +19,19 @@ import torch
 from torch import Tensor
 
 from hf_vitmae.convert.converted import Converted
+from hf_vitmae.convert.positions import complete_positions
 from hf_vitmae.convert.rules import Rule, rename, reshaped, to_ours, to_theirs
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
-from hf_vitmae.models.embeddings import sincos_positions
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import (
     VitMaeForImageClassification,
     VitMaeModel,
     VitMaePreTrainedModel,
 )
-from hf_vitmae.models.patches import as_pair, grid_size
+from hf_vitmae.models.patches import as_pair
 
 ACTIVATIONS = ("gelu_pytorch_tanh", "gelu_new")  # two names of the same function
 LAYER_NORM_EPS = 1e-6
-FIXED_TOLERANCE = 1e-6
 PARAMETERS = "params/"  # before the names, where a file also holds the state of training
 PRE_LOGITS = "pre_logits/kernel"  # a tanh layer on the class token
 _WHAT = "The big_vision checkpoint"
@@ -105,7 +104,7 @@ def read(path: str | Path, *, image_size: int | Sequence[int] | None = None) -> 
     weights = {name: _tensor(name, array) for name, array in arrays.items()}
     _check_readable(weights, names)
     fields = _geometry(weights, names, image_size)
-    weights[names.positions], fields["position_embedding"] = _positions(
+    weights[names.positions], fields["position_embedding"] = complete_positions(
         weights[names.positions], fields, said
     )
     kind = VitMaeForImageClassification if "head/kernel" in weights else VitMaeModel
@@ -247,19 +246,6 @@ def _image_size(
             height, width = side * patch[0], side * patch[1]
             return height if height == width else (height, width)
     _refuse(f"its {num_rows} positions are those of no square grid; pass image_size")
-
-
-def _positions(table: Tensor, fields: Mapping[str, Any], said: list[str]) -> tuple[Tensor, str]:
-    """The table with a row for the class token, and which kind of table it is."""
-    grid = grid_size(as_pair(fields["image_size"]), as_pair(fields["patch_size"]))
-    if table.shape[1] == grid[0] * grid[1]:
-        table = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-        said.append("Its class token has no position; here it has one of zeros.")
-    fixed = sincos_positions(grid, table.shape[2])
-    is_fixed = fixed.shape == table.shape and bool(
-        ((table.float() - fixed).abs() <= FIXED_TOLERANCE).all()
-    )
-    return table, "sincos" if is_fixed else "learned"
 
 
 def _without_class_position(weights: Mapping[str, Tensor], embeddings: str) -> dict[str, Tensor]:

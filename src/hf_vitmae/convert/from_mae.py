@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hf_vitmae.convert.converted import Converted
 from hf_vitmae.convert.pickles import load_pickle
+from hf_vitmae.convert.positions import is_fixed
 from hf_vitmae.convert.rules import Rule, fused, rename, rename_pair, to_ours, to_theirs
 from hf_vitmae.models.configuration_vitmae import SIZES, VitMaeConfig
-from hf_vitmae.models.embeddings import sincos_positions
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import (
     VitMaeForImageClassification,
@@ -33,7 +32,6 @@ HEAD_WIDTH = 64  # of the standard sizes but for huge
 DECODER_HEADS = 16  # of every released decoder
 EVALUATION_CROP = 224 / 256  # the crop's share of the resized image, for classifiers up to 224
 PROBE_EPS = 1e-6  # of the batch norm before a linear probe
-FIXED_TOLERANCE = 1e-6
 DECODER = ("decoder_", "mask_token")
 
 Kind = type[VitMaePreTrainedModel]
@@ -271,13 +269,9 @@ def _grid_side(weights: Mapping[str, Tensor]) -> int:
 
 
 def _are_fixed(ours: Mapping[str, Tensor], side: int) -> bool:
-    """Whether every position table is the sin-cos one; a trained one is not, by far."""
+    """Whether every position table is the sin-cos one."""
     tables = [value for name, value in ours.items() if name.endswith("position_embeddings")]
-    fixed = [sincos_positions((side, side), table.shape[-1]) for table in tables]
-    return all(
-        table.shape == other.shape and torch.allclose(table.float(), other, 0, FIXED_TOLERANCE)
-        for table, other in zip(tables, fixed, strict=True)
-    )
+    return all(is_fixed(table, (side, side)) for table in tables)
 
 
 def _one_or_pair(sides: list[int]) -> int | list[int]:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 
 from hf_vitmae.convert.converted import Converted
 from hf_vitmae.convert.pickles import load_pickle
+from hf_vitmae.convert.positions import complete_positions
 from hf_vitmae.convert.rules import to_ours
 from hf_vitmae.convert.timm_rules import (
     ACTIVATIONS,
@@ -28,10 +28,9 @@ from hf_vitmae.convert.timm_rules import (
 )
 from hf_vitmae.convert.to_timm import write, write_folder
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
-from hf_vitmae.models.embeddings import sincos_positions
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification, VitMaeModel
-from hf_vitmae.models.patches import as_pair, grid_size
+from hf_vitmae.models.patches import as_pair
 
 __all__ = ["read", "write", "write_folder"]
 
@@ -51,7 +50,6 @@ HEADS_OF_SIZE = {  # by the word for the size in a model's name
 }
 HEADS_OF_WIDTH = {1280: 16, 1408: 16, 1664: 16}
 HEAD_WIDTH = 64  # of all other widths
-FIXED_TOLERANCE = 1e-6
 LAYER_SCALE_START = 1e-5  # of a fresh model; those of a checkpoint are read
 CROP_PCT = 0.9  # timm's default for these models, as are mean and deviation of 0.5
 
@@ -336,18 +334,10 @@ def _statistics(pretrained: Facts, fields: Facts, said: list[str]) -> dict[str, 
 
 def _positions(weights: Weights, fields: Facts, said: list[str]) -> tuple[dict[str, Tensor], str]:
     """The weights, their table with a row for the class token, and which kind of table it is."""
-    table = weights["pos_embed"]
-    grid = grid_size(as_pair(fields["image_size"]), as_pair(fields["patch_size"]))
-    if table.shape[1] == grid[0] * grid[1]:
-        table = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
-        said.append("Its class token has no position; here it has one of zeros.")
-    fixed = sincos_positions(grid, table.shape[2])
-    is_fixed = fixed.shape == table.shape and bool(
-        ((table.float() - fixed).abs() <= FIXED_TOLERANCE).all()
-    )
-    if is_fixed:
+    table, kind = complete_positions(weights["pos_embed"], fields, said)
+    if kind == "sincos":
         said.append("Its positions are the fixed sin-cos ones.")
-    return {**weights, "pos_embed": table}, "sincos" if is_fixed else "learned"
+    return {**weights, "pos_embed": table}, kind
 
 
 def _processor(config: VitMaeConfig, pretrained: Facts) -> VitMaeImageProcessor:
