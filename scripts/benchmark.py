@@ -51,7 +51,7 @@ def measure_decode(rounds: int = 31, photos: Path | None = None) -> None:
         rounds: times that each side is measured, in turn.
         photos: folder of photographs to make JPEGs of; scikit-learn's two samples if left out.
     """
-    from hf_vitmae.data.augment import TrainTransform
+    from hf_vitmae.data.augmentation.transforms import TrainTransform
 
     torch.set_num_threads(1)
     transform = TrainTransform(CROP)

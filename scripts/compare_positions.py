@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from hf_vitmae import VitMaeForPreTraining, VitMaeImageProcessor, open_source
-from hf_vitmae.data.augment import EvalTransform, TrainTransform
+from hf_vitmae.data.augmentation.transforms import EvalTransform, TrainTransform
 from hf_vitmae.data.loader import eval_batches, train_batches
 from hf_vitmae.models.embeddings import sincos_positions
 from hf_vitmae.recipes.mae import mae_cpu

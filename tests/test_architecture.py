@@ -17,7 +17,7 @@ MODELS = SOURCE / "models"
 
 # A set may import from those before it; names in one set do not import each other.
 PACKAGE_LAYERS: tuple[set[str], ...] = (
-    {"models"},
+    {"models", "whole_or_absent"},
     {"convert", "data", "hub", "visualize"},
     {"training"},
     {"tasks"},

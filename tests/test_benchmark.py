@@ -15,7 +15,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hf_vitmae.cli import main
-from hf_vitmae.data.augment import TrainTransform
+from hf_vitmae.data.augmentation.transforms import TrainTransform
 from hf_vitmae.tasks.benchmark import BenchmarkRequest, run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"

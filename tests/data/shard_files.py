@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 
-from hf_vitmae.data.decode import decode
+from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.request import Record
 
 NUM_CLASSES = 3

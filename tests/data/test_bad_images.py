@@ -11,8 +11,8 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image
 
-from hf_vitmae.data.augment import EvalTransform, TrainTransform
-from hf_vitmae.data.decode import BadImage
+from hf_vitmae.data.augmentation.transforms import EvalTransform, TrainTransform
+from hf_vitmae.data.decoding.decode import BadImage
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.loader import eval_batches, train_batches
 from hf_vitmae.data.mixture import AnySource

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, dataloader
 
-from hf_vitmae.data.augment import TrainTransform
+from hf_vitmae.data.augmentation.transforms import TrainTransform
 from hf_vitmae.data.loader import eval_batches, train_batches
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import open_images

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_vitmae.data.augment import TrainTransform
+from hf_vitmae.data.augmentation.transforms import TrainTransform
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.data.loader import train_batches
 from hf_vitmae.data.mixture import AnySource

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 
 from hf_vitmae.data.config import DataConfig
-from hf_vitmae.data.decode import decode, decode_label_map
+from hf_vitmae.data.decoding.decode import decode, decode_label_map
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.sources import open_source, open_train_and_eval
 

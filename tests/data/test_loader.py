@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 
-from hf_vitmae.data.augment import EvalTransform, TrainTransform
+from hf_vitmae.data.augmentation.transforms import EvalTransform, TrainTransform
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.loader import eval_batches, train_batches
 from hf_vitmae.data.order import Stream, permutation, random_stream

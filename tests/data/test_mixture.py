@@ -11,7 +11,7 @@ from hf_vitmae.data.config import DataConfig
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.request import Share
 from hf_vitmae.data.sources import open_images, open_train_and_eval
-from hf_vitmae.data.stream import StreamSource
+from hf_vitmae.data.streams.stream import StreamSource
 
 from .shard_files import (
     CLASS_NAMES,

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from hf_vitmae.data import repeated
-from hf_vitmae.data.augment import TrainTransform
-from hf_vitmae.data.decode import decode
+from hf_vitmae.data.augmentation.transforms import TrainTransform
+from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.order import Place, batch_positions, place_of
 from hf_vitmae.data.repeated import images_per_batch, read_repeated, repeat_places
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from hf_vitmae.data import shapes
-from hf_vitmae.data.augment import TrainTransform
+from hf_vitmae.data.augmentation.transforms import TrainTransform
 from hf_vitmae.data.config import DataConfig
-from hf_vitmae.data.decode import decode, decode_label_map
+from hf_vitmae.data.decoding.decode import decode, decode_label_map
 from hf_vitmae.data.loader import train_batches
 from hf_vitmae.data.shapes import SHAPE_CLASS_NAMES, draw_shapes
 from hf_vitmae.data.sources import open_source, open_train_and_eval

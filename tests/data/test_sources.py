@@ -14,13 +14,13 @@ from PIL import Image as PillowImage
 
 from hf_vitmae.data import splits
 from hf_vitmae.data.config import DataConfig
-from hf_vitmae.data.decode import decode
+from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.parquet_shards import ParquetFiles
-from hf_vitmae.data.shards import ShardSet
 from hf_vitmae.data.sources import Sources, open_source
 from hf_vitmae.data.sources import open_train_and_eval as open_any_train_and_eval
-from hf_vitmae.data.stream import StreamSource, open_stream
+from hf_vitmae.data.streams.parquet_shards import ParquetFiles
+from hf_vitmae.data.streams.shards import ShardSet
+from hf_vitmae.data.streams.stream import StreamSource, open_stream
 
 
 def encoded(value: int) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hf_vitmae.cli import main
-from hf_vitmae.data.augment_config import AugmentConfig
+from hf_vitmae.data.augmentation.config import AugmentConfig
 from hf_vitmae.data.loader import train_batches
 from hf_vitmae.recipes import finetune as finetune_recipes
 from hf_vitmae.tasks import finetune, fit

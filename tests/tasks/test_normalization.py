@@ -10,8 +10,8 @@ from PIL import Image
 
 from hf_vitmae import VitMaeForPreTraining, VitMaeImageProcessor
 from hf_vitmae.cli import main
-from hf_vitmae.data.augment_config import AugmentConfig
-from hf_vitmae.data.augmented import train_transform
+from hf_vitmae.data.augmentation.augmented import train_transform
+from hf_vitmae.data.augmentation.config import AugmentConfig
 
 from ..small import FAST, write_images
 from .test_command_line import fails

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from hf_vitmae.cli import main
+from hf_vitmae.data.decoding.stored import stored_image
 from hf_vitmae.data.measure import Bad, even_shares, measure_all, spread_sample
 from hf_vitmae.data.sources import open_images
 from hf_vitmae.data.statistics import PixelStatistics, read_statistics
-from hf_vitmae.data.stored import stored_image
 from hf_vitmae.tasks.stats import StatsRequest, run
 
 from ..small import write_images

@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .augment import EvalTransform, TrainTransform
+    from .augmentation.transforms import EvalTransform, TrainTransform
     from .config import DataConfig
     from .image_source import ImageSource, Record
     from .loader import eval_batches, train_batches
     from .sources import open_images, open_source, open_train_and_eval
-    from .stream import StreamSource
+    from .streams.stream import StreamSource
 
 __all__ = [
     "DataConfig",
@@ -33,11 +33,11 @@ __all__ = [
 
 _MODULES = {
     "DataConfig": "config",
-    "EvalTransform": "augment",
+    "EvalTransform": "augmentation.transforms",
     "ImageSource": "image_source",
     "Record": "image_source",
-    "StreamSource": "stream",
-    "TrainTransform": "augment",
+    "StreamSource": "streams.stream",
+    "TrainTransform": "augmentation.transforms",
     "eval_batches": "loader",
     "open_images": "sources",
     "open_source": "sources",

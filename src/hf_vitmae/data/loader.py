@@ -7,8 +7,9 @@ of workers and from whichever step the stream is opened.
 
 from collections.abc import Callable, Generator
 
-from .augment import Transform
-from .decode import BadImage
+from hf_vitmae.data.augmentation.transforms import Transform
+from hf_vitmae.data.decoding.decode import BadImage
+
 from .image_source import ImageSource
 from .order import Stream
 from .read_ahead import ReadAhead

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from .decode import BadImage
+from hf_vitmae.data.decoding.decode import BadImage
+from hf_vitmae.data.decoding.stored import Header, stored_image
+from hf_vitmae.data.streams.lanes import starts_of
+
 from .image_source import ImageSource
-from .lanes import starts_of
 from .mixture import AnySource
 from .request import Missing, Record
 from .statistics import PixelStatistics, Values, combine
-from .stored import Header, stored_image
 from .workers import serve
 
 IMAGES_AT_ONCE = 8  # that a worker measures before it answers

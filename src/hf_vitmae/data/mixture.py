@@ -8,13 +8,10 @@ from typing import TypeAlias, cast
 import numpy as np
 from datasets import concatenate_datasets
 
-from .config import check_weights
-from .image_source import ImageSource, Part, Quota
-from .object_shards import SourceRows
-from .order import Stream, random_stream
-from .segments import Member, Segment
-from .shards import ShardMemory
-from .stream import (
+from hf_vitmae.data.streams.object_shards import SourceRows
+from hf_vitmae.data.streams.segments import Member, Segment
+from hf_vitmae.data.streams.shards import ShardMemory
+from hf_vitmae.data.streams.stream import (
     DEFAULT_OPTIONS,
     CountedShard,
     StreamOptions,
@@ -22,6 +19,10 @@ from .stream import (
     no_label_maps_in_streams,
     open_stream,
 )
+
+from .config import check_weights
+from .image_source import ImageSource, Part, Quota
+from .order import Stream, random_stream
 
 AnySource: TypeAlias = ImageSource | StreamSource
 

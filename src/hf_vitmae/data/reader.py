@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .augment import Transform
-from .decode import BadImage, decode, decode_label_map
+from hf_vitmae.data.augmentation.transforms import Transform
+from hf_vitmae.data.decoding.decode import BadImage, decode, decode_label_map
+
 from .image_source import ImageSource
 from .order import Place, Stream, random_stream
 from .repeated import read_repeated, repeat_places

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from .augment import Transform
-from .decode import decode
+from hf_vitmae.data.augmentation.transforms import Transform
+from hf_vitmae.data.decoding.decode import decode
+
 from .order import Place
 
 

@@ -7,10 +7,18 @@ from typing import Literal, NamedTuple, cast, overload
 
 from datasets import Dataset
 
+from hf_vitmae.data.streams.shards import Columns, ShardMemory
+from hf_vitmae.data.streams.stream import (
+    DEFAULT_OPTIONS,
+    StreamOptions,
+    StreamSource,
+    no_label_maps_in_streams,
+    open_stream,
+)
+
 from .config import DataConfig
 from .image_source import ImageSource
 from .mixture import AnySource, mix
-from .shards import Columns, ShardMemory
 from .splits import (
     Opened,
     Reading,
@@ -19,13 +27,6 @@ from .splits import (
     no_progress_bars,
     same_split,
     usual_eval_split,
-)
-from .stream import (
-    DEFAULT_OPTIONS,
-    StreamOptions,
-    StreamSource,
-    no_label_maps_in_streams,
-    open_stream,
 )
 from .subsets import few_labels, hold_out
 

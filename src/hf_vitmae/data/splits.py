@@ -26,6 +26,11 @@ from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.parquet.parquet import Parquet
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
+from hf_vitmae.data.streams.object_shards import DatasetRows, IterableShards
+from hf_vitmae.data.streams.parquet_shards import ParquetFiles
+from hf_vitmae.data.streams.shards import ShardSet, is_remote
+from hf_vitmae.data.streams.tar_shards import TarFiles
+
 from .columns import LABEL_NAMES
 from .files import (
     EVAL_NAMES,
@@ -43,11 +48,7 @@ from .files import (
 )
 from .label_maps import match_label_maps, tell_label_maps
 from .metadata import Row, metadata_columns, read_metadata
-from .object_shards import DatasetRows, IterableShards
-from .parquet_shards import ParquetFiles
 from .shapes import SHAPE_CLASS_NAMES, SHAPE_SPLITS, shapes_dataset
-from .shards import ShardSet, is_remote
-from .tar_shards import TarFiles
 
 EMOJI_FOLDER = Path(__file__).parent / "emoji"
 SAVED_DATASET, SAVED_DICT = "state.json", "dataset_dict.json"  # what `save_to_disk` writes

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_vitmae.whole_or_absent import write_whole
+
 FILE_KIND = "hf_vitmae pixel statistics"  # tells such a file from any other JSON
 VALUES_AT_ONCE = 1 << 16  # as float64 they stay in a core's cache
 FULL_SCALE = {"uint8": 255.0, "uint16": 65535.0}
@@ -173,10 +175,7 @@ def is_constant(std: float) -> bool:
 def write_statistics(path: Path, statistics: PixelStatistics, **counts: Any) -> None:
     """Write a JSON file, whole or not at all, with anything else that was counted beside it."""
     written = {"kind": FILE_KIND, "channels": statistics.num_channels, **asdict(statistics)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(written | counts, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, json.dumps(written | counts, indent=2) + "\n")
 
 
 def read_statistics(path: Path) -> PixelStatistics:

@@ -8,7 +8,7 @@ claimed.
 
 from pathlib import Path
 
-from hf_vitmae.data.augment_config import AugmentConfig
+from hf_vitmae.data.augmentation.config import AugmentConfig
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.tasks.finetune import FinetuneRecipe
 from hf_vitmae.training.optim import OptimConfig

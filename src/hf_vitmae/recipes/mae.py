@@ -7,7 +7,7 @@ project: no result is claimed.
 
 from pathlib import Path
 
-from hf_vitmae.data.augment_config import AugmentConfig
+from hf_vitmae.data.augmentation.config import AugmentConfig
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.models.configuration_vitmae import SIZES
 from hf_vitmae.tasks.pretrain import ModelConfig, PretrainRecipe

@@ -6,7 +6,7 @@ one has not been run by this project: no result is claimed.
 
 from pathlib import Path
 
-from hf_vitmae.data.augment_config import AugmentConfig
+from hf_vitmae.data.augmentation.config import AugmentConfig
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.tasks.segment import SegmentRecipe
 from hf_vitmae.training.optim import OptimConfig

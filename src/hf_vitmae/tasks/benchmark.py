@@ -17,8 +17,8 @@ import torch
 import tyro
 from torch import Tensor
 
-from hf_vitmae.data.augment import TrainTransform
-from hf_vitmae.data.decode import decode
+from hf_vitmae.data.augmentation.transforms import TrainTransform
+from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.loader import train_batches
 from hf_vitmae.data.request import Images, Record
 from hf_vitmae.data.sources import open_images

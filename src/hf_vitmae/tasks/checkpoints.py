@@ -19,7 +19,7 @@ from hf_vitmae.models.image_processing_vitmae import (
     VitMaeImageProcessorKwargs,
 )
 from hf_vitmae.models.modeling_vitmae import VitMaeModel, VitMaePreTrainedModel
-from hf_vitmae.tasks.whole_or_absent import whole_or_absent
+from hf_vitmae.whole_or_absent import whole_or_absent
 
 Model = TypeVar("Model", bound=VitMaePreTrainedModel)
 ENCODER = VitMaePreTrainedModel.base_model_prefix

@@ -52,7 +52,7 @@ from hf_vitmae.tasks.other_libraries import (
     our_output,
     state_dict,
 )
-from hf_vitmae.tasks.whole_or_absent import whole_or_absent
+from hf_vitmae.whole_or_absent import whole_or_absent
 
 TRANSFORMERS_TYPES = ("vit", "vit_mae", "deit", "vit-hybrid")
 SPOKEN = {OURS: "this package", MAE: "the original MAE"}

@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import PreTrainedModel
 
-from hf_vitmae.data.decode import decode
+from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.sources import open_source
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification, VitMaeForPreTraining
 from hf_vitmae.tasks import finetune, pretrain

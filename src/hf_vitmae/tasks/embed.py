@@ -27,7 +27,7 @@ from datasets import Features, List, Value
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_vitmae.data.augment import EvalTransform
+from hf_vitmae.data.augmentation.transforms import EvalTransform
 from hf_vitmae.data.config import check_max_bad
 from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.loader import eval_batches
@@ -38,8 +38,8 @@ from hf_vitmae.models.modeling_vitmae import VitMaeModel
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
 from hf_vitmae.tasks.fit import normalized
-from hf_vitmae.tasks.whole_or_absent import unfinished_path, whole_or_absent
 from hf_vitmae.training.bad_images import BadImages, Split
+from hf_vitmae.whole_or_absent import unfinished_path, whole_or_absent
 
 Kind = Literal["cls", "mean", "patches"]
 # Hidden: `datasets` would read any other file of the folder as parquet.

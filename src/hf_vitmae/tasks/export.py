@@ -27,7 +27,7 @@ from hf_vitmae.models.modeling_vitmae import (
     VitMaePreTrainedModel,
 )
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
-from hf_vitmae.tasks.whole_or_absent import whole_or_absent
+from hf_vitmae.whole_or_absent import whole_or_absent
 
 Format = Literal["onnx", "torch"]
 FILES: dict[Format, str] = {"onnx": "model.onnx", "torch": "model.pt2"}

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_vitmae.data.mixing import Mixing
+from hf_vitmae.data.augmentation.mixing import Mixing
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor

@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from hf_vitmae.data.augment import EvalTransform, Transform
-from hf_vitmae.data.augmented import train_transform
-from hf_vitmae.data.decode import BadImage, decode, decode_stored
+from hf_vitmae.data.augmentation.augmented import train_transform
+from hf_vitmae.data.augmentation.transforms import EvalTransform, Transform
+from hf_vitmae.data.decoding.decode import BadImage, decode, decode_stored
 from hf_vitmae.data.loader import eval_batches, train_batches
 from hf_vitmae.data.mixture import AnySource
-from hf_vitmae.data.shards import ShardMemory
 from hf_vitmae.data.sources import Sources, open_train_and_eval
-from hf_vitmae.data.stream import StreamSource
+from hf_vitmae.data.streams.shards import ShardMemory
+from hf_vitmae.data.streams.stream import StreamSource
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.tasks.checkpoints import save_model

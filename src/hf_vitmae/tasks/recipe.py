@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from hf_vitmae.data.augment_config import AugmentConfig
+from hf_vitmae.data.augmentation.config import AugmentConfig
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.data.order import num_steps
 from hf_vitmae.data.repeated import images_per_batch

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from torch import Tensor
 
-from hf_vitmae.data.decode import BadImage
+from hf_vitmae.data.decoding.decode import BadImage
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor, nn
 
-from hf_vitmae.data.augment import EvalTransform
-from hf_vitmae.data.decode import BadImage, decode, decode_label_map
+from hf_vitmae.data.augmentation.transforms import EvalTransform
+from hf_vitmae.data.decoding.decode import BadImage, decode, decode_label_map
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor

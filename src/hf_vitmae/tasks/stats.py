@@ -16,9 +16,9 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from hf_vitmae.data.augment_config import AugmentConfig
-from hf_vitmae.data.augmented import train_transform
-from hf_vitmae.data.decode import BadImage, decode
+from hf_vitmae.data.augmentation.augmented import train_transform
+from hf_vitmae.data.augmentation.config import AugmentConfig
+from hf_vitmae.data.decoding.decode import BadImage, decode
 from hf_vitmae.data.measure import Tally, measure_all, spread_sample
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources, open_images

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from hf_vitmae.training.run_folder import whole_lines, write_atomically
+from hf_vitmae.training.run_folder import whole_lines
+from hf_vitmae.whole_or_absent import write_whole
 
 Key = tuple[str, str]  # the split, and the image's name
 Line = dict[str, Any]
@@ -102,7 +103,7 @@ class BadImages:
             lines = whole_lines(self.path.read_text(encoding="utf-8"))
             kept = [line for line in lines if line[unit] <= last]
             if kept:
-                write_atomically(self.path, "".join(map(_as_json, kept)))
+                write_whole(self.path, "".join(map(_as_json, kept)))
             else:
                 self.path.unlink()
         (kept,) = broadcast_object_list([kept])

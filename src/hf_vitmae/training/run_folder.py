@@ -8,7 +8,6 @@ recipe is refused, field by field.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from hf_vitmae.whole_or_absent import unfinished_path, write_whole
 
 FREE_FIELDS = frozenset(
     {
@@ -58,7 +59,7 @@ class RunFolder:
         if _is_in_use(run.path):
             _refuse_changes(run.path, run.read_recipe(), fresh, free_fields)
         run.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(run.recipe, yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True))
+        write_whole(run.recipe, yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True))
         return run
 
     @property
@@ -119,7 +120,7 @@ class RunFolder:
         if self.metrics.exists():
             kept = [record for record in self.read_metrics() if record["step"] <= step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            write_atomically(self.metrics, text)
+            write_whole(self.metrics, text)
 
 
 def _plain(value: Any, name: str = "recipe") -> Any:
@@ -146,7 +147,7 @@ def _is_in_use(path: Path) -> bool:
     """Whether `path` is a file or holds anything but a recipe whose writing was interrupted."""
     if not path.is_dir():
         return path.exists()
-    return any(entry.name != _temporary("recipe.yaml") for entry in path.iterdir())
+    return any(entry.name != unfinished_path(Path("recipe.yaml")).name for entry in path.iterdir())
 
 
 def _refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[str]) -> None:
@@ -189,17 +190,3 @@ def whole_lines(text: str) -> Iterator[dict[str, Any]]:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _temporary(name: str) -> str:
-    return f".{name}.unfinished"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Old content or new, never half of it."""
-    temporary = path.with_name(_temporary(path.name))
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Pixels to random views: crops, flips, colours, erasing, and mixtures of a batch."""
