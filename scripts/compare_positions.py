@@ -47,7 +47,7 @@ def inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def train(model: nn.Module, steps: int) -> None:
     """Pretrain by the recipe's optimiser and schedule."""
-    optimizer = build_optimizer(model, RECIPE.optim, RECIPE.batch_size)
+    optimizer = build_optimizer(model, RECIPE.optim, RECIPE.plan_batches(1).batch_size)
     schedule = cosine_schedule(steps, RECIPE.optim.num_warmup_steps(steps))
     augment = RECIPE.augment
     transform = TrainTransform(CONFIG.image_pair, 3, augment.crop_scale, augment.crop_ratio)
@@ -55,7 +55,7 @@ def train(model: nn.Module, steps: int) -> None:
         open_source("emoji", "train"),
         transform,
         seed=0,
-        batch_size=RECIPE.batch_size,
+        batch_size=RECIPE.plan_batches(1).batch_size,
         num_noise=CONFIG.num_patches,
     )
     for step, batch in zip(range(steps), batches, strict=False):

@@ -1,7 +1,7 @@
 """`hf-vitmae <verb>`: the command line, derived by tyro from the recipes and request dataclasses.
 
 Exit codes: 0; 2 for a wrong command line or recipe; 1 for an error, said in one line; 130 after
-SIGINT. Set HF_VITMAE_TRACEBACK=1 to see where an error came from.
+SIGINT, 143 after SIGTERM. Set HF_VITMAE_TRACEBACK=1 to see where an error came from.
 """
 
 import contextlib
@@ -12,10 +12,13 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
+
+from hf_vitmae.training import interrupts
 
 PROGRAM = "hf-vitmae"
 VERBS = {
@@ -27,9 +30,10 @@ VERBS = {
     "export": "write a model as an ONNX graph or a program of torch.export",
     "stats": "look through images: sizes, bad files, duplicates, classes, mean and deviation",
     "benchmark": "measure how many images per second each stage of the data pipeline gives",
+    "doctor": "look at this machine and at a run: what is missing, what would be resumed and why",
     "demo": "pretrain, look, fine-tune and load again on the embedded emoji, in minutes",
 }
-USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
 class CommandLineError(Exception):
@@ -45,15 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     try:
         _check_verb(verb)
-        _run_verb(verb, rest)
+        with interrupts.raised():
+            _run_verb(verb, rest)
     except CommandLineError as error:
         return _report(verb, error, code=2)
     except USER_ERRORS as error:
         if os.environ.get("HF_VITMAE_TRACEBACK"):
             raise
         return _report(verb, error, code=1)
-    except KeyboardInterrupt:
-        return _report(verb, "interrupted; the same command goes on from the last checkpoint", 130)
+    except (KeyboardInterrupt, interrupts.Interrupted) as interruption:
+        code = getattr(interruption, "exit_code", 128 + signal.SIGINT)
+        return _report(verb, "interrupted; the same command goes on where it stopped", code)
     return 0
 
 
@@ -102,6 +108,7 @@ PARSERS = {
     "export": partial(_parse_request, "export", "ExportRequest"),
     "stats": partial(_parse_request, "stats", "StatsRequest"),
     "benchmark": partial(_parse_request, "benchmark", "BenchmarkRequest"),
+    "doctor": partial(_parse_request, "doctor", "DoctorRequest"),
     "demo": _parse_demo,
 }
 

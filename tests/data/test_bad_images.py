@@ -19,6 +19,7 @@ from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.reader import Skipped
 from hf_vitmae.data.request import Missing
 from hf_vitmae.data.sources import open_images, open_source
+from hf_vitmae.models import pictures
 
 from .shard_files import encoded, features, write_tar
 
@@ -137,6 +138,12 @@ def test_without_a_way_to_skip_it_is_an_error(pair, num_workers):
     with pytest.raises(BadImage) as caught:
         take(pair[0], 3, num_workers=num_workers, skip=None)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bug_in_decoding_stops_the_run(pair, monkeypatch):
+    monkeypatch.setattr(pictures, "turn_upright", None)
+    with pytest.raises(TypeError, match="not callable"):
+        take(pair[1], 1)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

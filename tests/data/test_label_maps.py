@@ -58,6 +58,25 @@ def test_maps_in_a_folder_beside_the_images_are_matched_by_stem(tmp_path, maps):
     assert source[1].name == str(tmp_path / "images/b.jpg")
 
 
+def npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("arrays", [("images",), ("annotations",), ("images", "annotations")])
+def test_images_and_maps_may_be_arrays_of_numpy(tmp_path, arrays):
+    contents = {"images": [1, 2], "annotations": [11, 12]}
+    for folder, found in contents.items():
+        for name, value in zip("ab", found, strict=True):
+            path = tmp_path / folder / f"{name}.{'npy' if folder in arrays else 'png'}"
+            path.parent.mkdir(exist_ok=True)
+            is_array = folder in arrays
+            path.write_bytes(npy(np.full((2, 2), value, np.uint8)) if is_array else encoded(value))
+    assert pairs(open_source(tmp_path, use_label_maps=True)) == [(1, 11), (2, 12)]
+    assert pairs(open_source(tmp_path)) == [(1, None), (2, None)]
+
+
 LAYOUTS = [
     ("images/{split}/{name}.jpg", "annotations/{split}/{name}.png"),  # as in ADE20k
     ("{split}/images/{name}.jpg", "{split}/masks/{name}.png"),

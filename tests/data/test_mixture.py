@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 
+from hf_vitmae.data.augmentation.transforms import TrainTransform
 from hf_vitmae.data.config import DataConfig
+from hf_vitmae.data.loader import train_batches
 from hf_vitmae.data.mixture import AnySource
+from hf_vitmae.data.reader import Skipped
 from hf_vitmae.data.request import Share
 from hf_vitmae.data.sources import open_images, open_train_and_eval
 from hf_vitmae.data.streams.stream import StreamSource
@@ -130,6 +133,25 @@ def test_files_of_every_kind_mix_and_keep_their_names(tmp_path):
     assert names[0] == f"{folders[0]}/a/00000.png"
     assert names[8:] == [f"{folders[1]}/train[{i}]" for i in range(8)]
     assert values_of(by_index.select(np.array([9, 0])).records()) == [1, 0]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than the cores
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_vanished_inside_a_streamed_mixture_is_a_bad_image(tmp_path, num_workers):
+    write_folder(tmp_path / "folder", range(4))
+    write_tars(tmp_path / "tars", [4, 2])
+    mixture = open_images([tmp_path / "folder", tmp_path / "tars"])
+    assert isinstance(mixture, StreamSource)
+    gone = tmp_path / "folder/b/00001.png"
+    gone.unlink()
+    skipped: list[Skipped] = []
+    transform = TrainTransform((4, 4), num_channels=1)
+    options: dict = {"seed": 0, "num_workers": num_workers, "skip": skipped.append}
+    batches = train_batches(mixture, transform, batch_size=5, **options)
+    sizes = [len(batch["labels"]) for batch in itertools.islice(batches, 2)]
+    batches.close()
+    reason = "is not there; put it back, or open the source anew."
+    assert skipped == [Skipped(str(gone), reason, 0)] and sum(sizes) == 9
 
 
 def test_evaluation_is_of_all_that_have_a_split_for_it(tmp_path):

@@ -16,11 +16,13 @@ from hf_vitmae.data import splits
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.image_source import ImageSource
-from hf_vitmae.data.sources import Sources, open_source
+from hf_vitmae.data.sources import Sources, open_images, open_source
 from hf_vitmae.data.sources import open_train_and_eval as open_any_train_and_eval
 from hf_vitmae.data.streams.parquet_shards import ParquetFiles
 from hf_vitmae.data.streams.shards import ShardSet
 from hf_vitmae.data.streams.stream import StreamSource, open_stream
+
+from .shard_files import write_tar
 
 
 def encoded(value: int) -> bytes:
@@ -120,6 +122,58 @@ def test_a_changed_folder_is_seen_as_changed(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(9))
     (tmp_path / "c.png").write_bytes(encoded(2))
     assert values(open_source(tmp_path)) == [9, 1, 2]
+
+
+def array(value: int) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.full((2, 2, 3), value, np.uint8))
+    return buffer.getvalue()
+
+
+def write_arrays(root: Path, files: dict[str, int]) -> Path:
+    """A folder of numpy files, each filled with a number."""
+    for file, value in files.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(array(value))
+    return root
+
+
+def test_arrays_of_numpy_are_images_flat_and_by_class(tmp_path):
+    flat = open_source(write_arrays(tmp_path / "flat", {"b.npy": 2, "a.NPY": 1}))
+    assert values(flat) == [1, 2] and flat.class_names is None
+    source = open_source(write_arrays(tmp_path / "classes", {"dog/1.npy": 3, "cat/1.npy": 4}))
+    assert source.class_names == ("cat", "dog")
+    assert [(v, source[i].label) for i, v in enumerate(values(source))] == [(4, 0), (3, 1)]
+
+
+def test_arrays_of_numpy_have_metadata(tmp_path):
+    write_arrays(tmp_path, {"a.npy": 5, "deep/b.npy": 6})
+    (tmp_path / "metadata.csv").write_text("file_name,label\na.npy,owl\ndeep/b.npy,cat\n")
+    source = open_source(tmp_path)
+    assert source.class_names == ("cat", "owl")
+    assert [(v, source[i].label) for i, v in enumerate(values(source))] == [(5, 1), (6, 0)]
+
+
+def test_beside_pictures_arrays_are_features_and_no_images(tmp_path):
+    write(tmp_path, "a/x.png", "b/y.png")
+    expected = list(open_source(tmp_path).records())
+    write_arrays(tmp_path, {"a/x.npy": 9, "mean.npy": 9, "features/x.npy": 9})
+    source = open_source(tmp_path)
+    assert list(source.records()) == expected and source.class_names == ("a", "b")
+    (tmp_path / "metadata.csv").write_text("file_name,label\nmean.npy,owl\n")
+    with pytest.raises(ValueError, match="names 'mean.npy', which is not an image of"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_beside_shards_arrays_are_no_images(tmp_path, kind):
+    if kind == "parquet":
+        write_parquet(tmp_path / "a.parquet", [7])
+    else:
+        write_tar(tmp_path / "a.tar", {"0.png": encoded(7)})
+    write_arrays(tmp_path, {"mean.npy": 9})
+    records = list(open_images(tmp_path).records())
+    assert [int(decode(record.encoded, 1)[0, 0, 0]) for record in records] == [7]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):

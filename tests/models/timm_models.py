@@ -8,6 +8,7 @@ transformers would believe that torchvision is there.
 import importlib
 import sys
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .tiny import stir
+
+TIMM = Path(sys.prefix) / "timm"  # `make venv` installs it there
 
 TORCHVISION = (
     "torchvision",
@@ -63,9 +66,11 @@ def import_timm() -> ModuleType:
     """timm, whose models work and whose transforms and data sets do not."""
     before = {name: sys.modules[name] for name in TORCHVISION if name in sys.modules}
     sys.modules.update({name: PlaceholderModule(name) for name in TORCHVISION})
+    sys.path.append(str(TIMM))
     try:
         return importlib.import_module("timm")
     finally:
+        sys.path.remove(str(TIMM))
         for name in TORCHVISION:
             del sys.modules[name]
         sys.modules.update(before)

@@ -16,23 +16,15 @@ from hf_vitmae.recipes import finetune as finetune_recipes
 from hf_vitmae.tasks import finetune, fit
 from hf_vitmae.tasks.finetune import make_targets, smooth_labels
 
+from .runs import Stopped, stop_at
+
 ALL = AugmentConfig(rand_augment=9, erasing=0.5, mixup=0.8, cutmix=1.0)
 
 
-class Stopped(Exception):
-    """Stands for whatever ends a run."""
-
-
 def fine_tune(
-    run: Path, source: Path, model: Path, monkeypatch: Any, stop_at: int | None = None, **data: Any
+    run: Path, source: Path, model: Path, monkeypatch: Any, last: int | None = None, **data: Any
 ) -> bytes:
-    def stopped_batches(*arguments, **options):
-        for number, batch in enumerate(train_batches(*arguments, **options)):
-            if number == stop_at:
-                raise Stopped
-            yield batch
-
-    monkeypatch.setattr(fit, "train_batches", stopped_batches)
+    stop_at(monkeypatch, last)
     recipe = finetune_recipes.smoke()
     recipe = replace(
         recipe,
@@ -57,7 +49,7 @@ def test_a_mixed_run_resumes_to_the_same_bytes(
     data = {"repeats": repeats}
     whole = fine_tune(tmp_path / "whole", class_folder, pretrained, monkeypatch, **data)
     with pytest.raises(Stopped):
-        fine_tune(tmp_path / "parts", class_folder, pretrained, monkeypatch, stop_at=7, **data)
+        fine_tune(tmp_path / "parts", class_folder, pretrained, monkeypatch, last=7, **data)
     parts = fine_tune(tmp_path / "parts", class_folder, pretrained, monkeypatch, **data)
     assert parts == whole
     other = fine_tune(

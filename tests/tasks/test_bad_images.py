@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 from hf_vitmae.cli import main
-from hf_vitmae.data.loader import train_batches
 from hf_vitmae.recipes.mae import smoke
-from hf_vitmae.tasks import fit, pretrain
+from hf_vitmae.tasks import pretrain
 
 from ..small import write_images
-from .test_resume import wait_for_step
+from .runs import Stopped, stop_at, wait_for_step
 
 STEPS = 12
 BAD = ("007.jpg", "031.jpg", "032.jpg")
@@ -106,23 +105,13 @@ def test_a_source_of_bad_images_alone_never_trains(tmp_path: Path, capsys):
     assert "3 of the 3 images" in line and "mend them." in line
 
 
-class Stopped(Exception):
-    """Stands for whatever ends a run."""
-
-
 def test_a_stopped_run_with_bad_images_ends_with_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Batches of two: some are left with nothing."""
 
-    def train(run: str, stop_at: int | None = None) -> list[bytes]:
-        def stopped_batches(*arguments, **options):
-            for number, batch in enumerate(train_batches(*arguments, **options)):
-                if number == stop_at:
-                    raise Stopped
-                yield batch
-
-        monkeypatch.setattr(fit, "train_batches", stopped_batches)
+    def train(run: str, last: int | None = None) -> list[bytes]:
+        stop_at(monkeypatch, last)
         data = replace(smoke().data, source=str(folder), max_bad=0.1)
         recipe = replace(smoke(), data=data, steps=30, batch_size=2, checkpoint_every=8)
         pretrain.run(replace(recipe, output_dir=tmp_path / run, log_every=5))
@@ -130,9 +119,9 @@ def test_a_stopped_run_with_bad_images_ends_with_the_same_bytes(
         return [(tmp_path / run / name).read_bytes() for name in names]
 
     whole = train("whole")
-    for stop_at in (20, 5):
+    for last in (20, 21):
         with pytest.raises(Stopped):
-            train("broken", stop_at)
+            train("broken", last)
     assert train("broken") == whole
     logs = [lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "broken")]
     one, other = ([record.get("bad_images", 0) for record in log] for log in logs)

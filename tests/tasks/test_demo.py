@@ -73,5 +73,5 @@ def test_flops_are_those_of_the_matrix_products() -> None:
 def test_the_demo_fits_its_minutes() -> None:
     """The real sizes: someone who raises them should know that `make demo` promises minutes."""
     recipe = demo()
-    assert (recipe.pretrain.steps or 0) * recipe.pretrain.batch_size <= 32_000
+    assert (recipe.pretrain.steps or 0) * recipe.pretrain.plan_batches(1).num_images <= 32_000
     assert (recipe.finetune.steps or 0) <= 100

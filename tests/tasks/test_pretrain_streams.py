@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +14,13 @@ from safetensors.torch import load_file
 
 from hf_vitmae.cli import main
 from hf_vitmae.data.config import DataConfig
-from hf_vitmae.data.loader import train_batches
 from hf_vitmae.recipes.mae import smoke
-from hf_vitmae.tasks import fit, pretrain
-from hf_vitmae.tasks.fit import SHARDS
+from hf_vitmae.tasks import pretrain
+from hf_vitmae.tasks.images import SHARDS
 
 from ..data.shard_files import make_dataset, write_parquet, write_tars
 from ..small import FAST
+from .runs import Stopped, stop_at, wait_for_step
 
 STEPS = 12
 SIZES = (21, 0, 40, 35)
@@ -38,16 +37,6 @@ def start(run: Path, source: Path, *flags: str, **environment: str) -> subproces
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        log = run / "metrics.jsonl"
-        if log.exists() and f'"step": {step},' in log.read_text():
-            return
-        time.sleep(0.005)
-    pytest.fail(f"step {step} did not come; exit code {process.poll()}")
 
 
 @pytest.mark.slow
@@ -72,10 +61,6 @@ def recipe(run: Path, **data) -> pretrain.PretrainRecipe:
     return replace(smoke(), data=config, steps=3, log_every=1, output_dir=run)
 
 
-class Stopped(Exception):
-    """Stands for whatever ends a run."""
-
-
 @pytest.mark.parametrize("kind", ["parquet", "tar", "mixture"])
 def test_a_stopped_run_on_a_stream_ends_with_the_same_bytes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -86,21 +71,15 @@ def test_a_stopped_run_on_a_stream_ends_with_the_same_bytes(
     ]
     source = {"parquet": sources[0], "tar": sources[1], "mixture": tuple(sources)}[kind]
 
-    def train(run: str, stop_at: int | None = None) -> bytes:
-        def stopped_batches(*arguments, **options):
-            for number, batch in enumerate(train_batches(*arguments, **options)):
-                if number == stop_at:
-                    raise Stopped
-                yield batch
-
-        monkeypatch.setattr(fit, "train_batches", stopped_batches)
+    def train(run: str, last: int | None = None) -> bytes:
+        stop_at(monkeypatch, last)
         config = recipe(tmp_path / run, source=source, streaming=True)
         pretrain.run(replace(config, steps=9, checkpoint_every=4))
         return (tmp_path / run / "model/model.safetensors").read_bytes()
 
     whole = train("whole")
     with pytest.raises(Stopped):
-        train("broken", stop_at=6)
+        train("broken", last=6)
     assert train("broken") == whole
 
 
@@ -110,7 +89,7 @@ def test_objects_train_and_their_shards_are_counted_once(tmp_path: Path, capfd) 
     data = {"source": ("a", "b"), "weights": (0.5, 1.0)}
     metrics = pretrain.run(recipe(tmp_path / "run", **data), source=sources)
     assert metrics["step"] == 3 and "counting the images of 2 shards" in capfd.readouterr().err
-    assert metrics["epoch"] == pytest.approx(3 * smoke().batch_size / 40)
+    assert metrics["epoch"] == pytest.approx(3 * smoke().plan_batches(1).num_images / 40)
     assert "counting" not in capfd.readouterr().err
 
     again = replace(recipe(tmp_path / "again", **data), checkpoint_every=1)

@@ -1,11 +1,10 @@
-"""The loop: stopped and resumed is uninterrupted, accumulation is a larger batch, NaN stops it.
+"""The loop: stopped and resumed is uninterrupted, accumulation is a larger batch.
 
 Run as a program, this file trains the toy once; the tests kill that program, or start it twice.
 """
 
 import argparse
 import json
-import math
 import os
 import signal
 import socket
@@ -76,13 +75,16 @@ def run_toy(
     config: LoopConfig = CONFIG,
     die_at: int | None = None,
     dropout: float = 0.5,
+    lr: float = OPTIM.base_lr,
     **options,
 ) -> tuple[dict, Toy]:
     """Train the toy, or die by SIGKILL at the forward pass of a step."""
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     model = Toy(dropout)
-    optimizer = build_optimizer(model, OPTIM, config.effective_batch(accelerator.num_processes))
+    optimizer = build_optimizer(
+        model, replace(OPTIM, base_lr=lr), config.effective_batch(accelerator.num_processes)
+    )
     forwards = 0
 
     def batches(micro_step: int) -> Iterator[dict]:
@@ -289,37 +291,6 @@ def test_clipping_holds_the_step_back_and_logs_the_full_norm(tmp_path: Path):
     moved = [(model.linear.weight - start).abs().max().item() for model in (free, clipped)]
     assert moved[1] < 0.1 * moved[0]
     assert log(tmp_path / "clipped")[1]["grad_norm"] == log(tmp_path / "free")[1]["grad_norm"]
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_number_that_is_not_finite_stops_before_the_weights(tmp_path: Path, poison: float):
-    def poisoned(micro_step: int) -> Iterator[dict]:
-        for batch in toy_batches(CONFIG, 0, 1, micro_step):
-            if micro_step == 2 * 9 + 1:
-                batch["pixel_values"][1, 0, 0, 0] = poison
-            micro_step += 1
-            yield batch
-
-    with pytest.raises(Stop):
-        run_toy(tmp_path / "good", replace(CONFIG, checkpoint_every=9), batches=stop_before(9))
-    seen = []
-    with pytest.raises(FloatingPointError, match="Step 10: the loss is nan"):
-        accelerator = Accelerator(cpu=True)
-        torch.manual_seed(0)
-        seen.append(Toy(0.5))
-        train(
-            seen[0],
-            build_optimizer(seen[0], OPTIM, 8),
-            cosine_schedule(12, 2),
-            accelerator=accelerator,
-            batches=poisoned,
-            prepare=dict,
-            config=CONFIG,
-            run=RunFolder.open(tmp_path / "bad", ToyRecipe()),
-            clip_grad_norm=1.0,
-        )
-    _, good = run_toy(tmp_path / "good", replace(CONFIG, steps=9))
-    torch.testing.assert_close(seen[0].state_dict(), good.state_dict(), rtol=0, atol=0)
 
 
 def test_a_model_without_loss_is_named(tmp_path: Path):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 
 from hf_vitmae import VitMaeConfig, VitMaeForImageClassification, VitMaeForPreTraining, VitMaeModel
@@ -81,6 +82,28 @@ def test_the_depth_counts_frozen_layers_too():
     model.vit.layers[1].requires_grad_(False)
     groups = by_name(model, weight_decay=0.05, layer_decay=0.5)
     assert groups["vit.layers.0.mlp.fc1.weight"]["lr_scale"] == 0.25
+
+
+# PEFT asks transformers by an old name.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("prefix, model_class", [("vit.", VitMaeForPreTraining), ("", VitMaeModel)])
+def test_an_adapter_counts_with_the_weight_it_adapts(wrapped: bool, prefix: str, model_class: type):
+    config = LoraConfig(r=2, target_modules=["q_proj", "fc1"], lora_bias=True)
+    model = model_class(small_config())
+    model = get_peft_model(model, config) if wrapped else inject_adapter_in_model(config, model)
+    prefix = f"base_model.model.{prefix}" if wrapped else prefix
+    groups = by_name(model, weight_decay=0.05, layer_decay=0.5, lr=1.0)
+    assert all(".lora_" in name for name in groups)
+    for layer, scale in ((0, 0.25), (1, 0.5)):
+        for name in ("attention.q_proj", "mlp.fc1"):
+            path = f"{prefix}layers.{layer}.{name}"
+            assert model.get_parameter(f"{path}.base_layer.weight").requires_grad is False
+            for part in "AB":
+                group = groups[f"{path}.lora_{part}.default.weight"]
+                assert (group["lr"], group["weight_decay"]) == (scale, 0.05)
+            bias = groups[f"{path}.lora_B.default.bias"]
+            assert (bias["lr"], bias["weight_decay"]) == (scale, 0.0)
 
 
 def test_layer_decay_without_layers_is_refused():

@@ -1,6 +1,7 @@
 """A run folder knows its recipe, refuses another by field, and keeps each logged step once."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,8 +121,17 @@ def test_a_value_that_yaml_cannot_hold_is_named(tmp_path: Path):
 
 def test_metrics_are_json_even_when_a_number_is_not(tmp_path: Path):
     run = RunFolder.open(tmp_path, Recipe())
-    run.append_metrics({"step": 1, "loss": float("nan"), "lr": 0.1})
-    assert json.loads(run.metrics.read_text()) == {"step": 1, "loss": None, "lr": 0.1}
+    run.append_metrics({"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
+    run.append_metrics({"step": 2, "loss": -math.inf})
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "loss": "nan", "grad_norm": "inf", "lr": 0.1},
+        {"step": 2, "loss": "-inf"},
+    ]
+    run.cut_metrics(1)
+    (record,) = run.read_metrics()
+    assert math.isnan(record.pop("loss"))
+    assert record == {"step": 1, "grad_norm": math.inf, "lr": 0.1}
 
 
 def test_a_resumed_log_is_cut_to_the_resumed_step(tmp_path: Path):

@@ -12,12 +12,13 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import fsspec
+from .remote import is_remote, remote_glob
 
 IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm".split()
     + ".png .pnm .ppm .tga .tif .tiff .webp".split()
 )
+ARRAY_SUFFIX = ".npy"  # an image only where there is none of those: beside one it holds features
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 TRAIN_NAMES = ("train", "training")
 EVAL_NAMES = ("validation", "val", "valid", "dev", "test", "testing")  # in order of preference
@@ -46,6 +47,11 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> list[str]:
         names = [n for n in names if not _hidden(n) and Path(n).suffix.lower() in suffixes]
         found.extend(Path(path, name).relative_to(folder).as_posix() for name in names)
     return sorted(found)
+
+
+def is_array(file: str) -> bool:
+    """Whether a file is an array of numpy by its name."""
+    return file.lower().endswith(ARRAY_SUFFIX)
 
 
 def image_splits(folder: Path, files: list[ImageFile]) -> dict[str, list[ImageFile]]:
@@ -126,12 +132,11 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _match(pattern: str) -> list[str]:
-    if "://" not in pattern:
+    if not is_remote(pattern):
         return [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     if "*" not in pattern:
         return [pattern]
-    filesystem, inside = fsspec.core.url_to_fs(pattern)
-    return [filesystem.unstrip_protocol(file) for file in filesystem.glob(inside)]
+    return remote_glob(pattern)
 
 
 def _hidden(name: str) -> bool:

@@ -7,7 +7,7 @@ below folders for splits; a map has its image's name up to the suffix.
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .files import ImageFile
+from .files import ImageFile, is_array
 
 IMAGE_FOLDER = "images"
 LABEL_MAP_FOLDERS = ("annotations", "annotation", "label_maps", "labels", "masks")
@@ -29,6 +29,17 @@ def tell_label_maps(files: list[str]) -> list[ImageFile]:
         else ImageFile(file, kind.parent + kind.rest, kind.is_label_map)
         for file, kind in zip(files, found, strict=True)
     ]
+
+
+def tell_images(paths: list[str]) -> list[ImageFile]:
+    """The images among some files, and their label maps; the order is kept.
+
+    Arrays are images where there are no others: beside pictures they are somebody's features.
+    """
+    files = tell_label_maps(paths)
+    if all(is_array(file.path) for file in files if not file.is_label_map):
+        return files
+    return [file for file in files if file.is_label_map or not is_array(file.path)]
 
 
 def match_label_maps(folder: Path, images: list[ImageFile], maps: list[ImageFile]) -> list[str]:

@@ -28,11 +28,12 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from hf_vitmae.data.streams.object_shards import DatasetRows, IterableShards
 from hf_vitmae.data.streams.parquet_shards import ParquetFiles
-from hf_vitmae.data.streams.shards import ShardSet, is_remote
+from hf_vitmae.data.streams.shards import ShardSet
 from hf_vitmae.data.streams.tar_shards import TarFiles
 
 from .columns import LABEL_NAMES
 from .files import (
+    ARRAY_SUFFIX,
     EVAL_NAMES,
     IMAGE_SUFFIXES,
     TRAIN_NAMES,
@@ -40,14 +41,16 @@ from .files import (
     class_folders,
     find_shards,
     image_splits,
+    is_array,
     is_parquet,
     is_pattern,
     is_tar,
     list_files,
     shard_splits,
 )
-from .label_maps import match_label_maps, tell_label_maps
+from .label_maps import match_label_maps, tell_images
 from .metadata import Row, metadata_columns, read_metadata
+from .remote import is_remote, patiently, remote_stamp
 from .shapes import SHAPE_CLASS_NAMES, SHAPE_SPLITS, shapes_dataset
 
 EMOJI_FOLDER = Path(__file__).parent / "emoji"
@@ -143,22 +146,25 @@ def _find_named(source: str, reading: Reading) -> Splits:
 def _find_in_folder(folder: Path, reading: Reading) -> Splits:
     if (folder / SAVED_DATASET).is_file() or (folder / SAVED_DICT).is_file():
         return _find_saved(folder, reading)
-    if paths := list_files(folder, IMAGE_SUFFIXES):
+    paths = list_files(folder, IMAGE_SUFFIXES | {ARRAY_SUFFIX})
+    if not all(map(is_array, paths)):
         return _find_images(folder, paths, reading)
     if tables := list_files(folder, frozenset({".parquet"})):
         return _find_in_shards(str(folder), tables, reading)
     archives = list_files(folder, frozenset({".tar", ".gz", ".tgz"}))
     if tars := [file for file in archives if is_tar(file)]:
         return _find_in_shards(str(folder), tars, reading)
+    if paths:
+        return _find_images(folder, paths, reading)
     raise FileNotFoundError(
         f"{folder} holds no images; files are looked for that end in "
-        f"{' '.join(sorted(IMAGE_SUFFIXES))}, .tar or .parquet."
+        f"{' '.join(sorted(IMAGE_SUFFIXES))}, {ARRAY_SUFFIX}, .tar or .parquet."
     )
 
 
 def _find_images(folder: Path, paths: list[str], reading: Reading) -> Splits:
-    metadata = read_metadata(folder, paths)
-    files = tell_label_maps(paths)
+    files = tell_images(paths)
+    metadata = read_metadata(folder, [file.path for file in files])
     files = [file for file in files if reading.use_label_maps or not file.is_label_map]
     splits = image_splits(folder, files)
     return {
@@ -208,10 +214,23 @@ def _parquet(folder: str, paths: tuple[str, ...]) -> Dataset:
     escaped = [path if is_remote(path) else glob.escape(path) for path in paths]
     # Without a batch size it is that of the first row group, which an empty file has at 0.
     options = {"data_files": escaped, "batch_size": ROWS_AT_ONCE}
+    load = partial(datasets.load_dataset, "parquet", split="train", **options)
     try:
-        return cast(Dataset, datasets.load_dataset("parquet", split="train", **options))
+        return cast(Dataset, _load_remote(folder, paths, load) if is_remote(folder) else load())
     except _LOAD_ERRORS as error:
+        if is_remote(folder) and isinstance(error, OSError):  # it says already what is wrong
+            raise
         raise ValueError(f"{folder} cannot be read as parquet: {_one_line(error)}") from error
+
+
+def _load_remote(folder: str, paths: tuple[str, ...], load: Callable[[], T]) -> T:
+    name = paths[0] if len(paths) == 1 else folder
+    try:
+        return patiently(name, load)
+    except FileNotFoundError:  # as `datasets` says where it cannot look, too
+        for path in paths:
+            remote_stamp(path)  # which says what is wrong with one of them
+        return patiently(name, load)
 
 
 def _find_saved(folder: Path, reading: Reading) -> Splits:

@@ -108,10 +108,16 @@ def _open(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_as_it_is,
+        worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # else opening a loader would draw from the global one
     )
     with _same_alarm():
         return iter(loader)
+
+
+def _ignore_interrupts(_: int) -> None:
+    """A terminal sends SIGINT to workers too; what follows is the main process's to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _is_death(error: Exception) -> bool:

@@ -89,11 +89,11 @@ def compare(
     """Fine-tune from the pretrained encoder, and from scratch with as many steps and with as much
     compute in all, on the same labels."""
     pretrain_flops = (pretraining.steps or 0) * step_flops(
-        VitMaeForPreTraining(pretraining.model.to_config()), pretraining.batch_size
+        VitMaeForPreTraining(pretraining.model.to_config()), pretraining.plan_batches(1).num_images
     )
     classifier = pretraining.model.to_config()
     classifier.pooling = tuning.pooling
-    flops = step_flops(VitMaeForImageClassification(classifier), tuning.batch_size)
+    flops = step_flops(VitMaeForImageClassification(classifier), tuning.plan_batches(1).num_images)
     steps = tuning.steps or 0
     starts = {
         "pretrained": (False, steps, pretrain_flops),

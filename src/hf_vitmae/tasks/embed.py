@@ -37,7 +37,7 @@ from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeModel
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
-from hf_vitmae.tasks.fit import normalized
+from hf_vitmae.tasks.images import normalized
 from hf_vitmae.training.bad_images import BadImages, Split
 from hf_vitmae.whole_or_absent import unfinished_path, whole_or_absent
 

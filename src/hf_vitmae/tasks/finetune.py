@@ -1,4 +1,6 @@
-"""End-to-end fine-tuning for classification (arXiv:2111.06377, appendix A)."""
+"""Fine-tuning for classification: every weight (arXiv:2111.06377, appendix A), or low-rank adapters
+(arXiv:2106.09685).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,17 +17,25 @@ from torch.nn import functional
 from hf_vitmae.data.augmentation.mixing import Mixing
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
+from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
 from hf_vitmae.tasks.checkpoints import load_config, load_processor
-from hf_vitmae.tasks.fit import (
+from hf_vitmae.tasks.fit import fit
+from hf_vitmae.tasks.images import (
     Batch,
-    fit,
     held_out_batches,
     normalized,
     open_sources,
     spread,
     watch_images,
+)
+from hf_vitmae.tasks.lora import (
+    add_adapters,
+    count_parameters,
+    merged,
+    require_peft,
+    save_adapter,
 )
 from hf_vitmae.tasks.normalization import pixel_statistics, processor_options, with_statistics
 from hf_vitmae.tasks.start import (
@@ -35,7 +45,10 @@ from hf_vitmae.tasks.start import (
     start_model,
 )
 from hf_vitmae.training.bad_images import BadImages
+from hf_vitmae.training.loop_config import Best
 from hf_vitmae.training.metrics import TopKAccuracy
+
+ADAPTER = "adapter"  # in the run's folder: what LoRA trained, without the rest of the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +59,14 @@ class FinetuneRecipe(CheckpointRecipe):
     """What the classifier sees: the CLS token or the mean of the patch tokens."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
+    lora_rank: int = 0
+    """Train adapters of this rank (LoRA) and the head, and no other weight; 0 trains all weights.
+    8 is a good start; adapters learn best at a higher --optim.base-lr than all weights do, often
+    some ten times higher."""
+    lora_alpha: int = 16
+    """The adapters are scaled by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Share of each adapter's inputs that is dropped in training."""
     output_dir: Path = Path("runs/finetune")
     """Folder of the run; the same command again resumes what is in it."""
 
@@ -55,10 +76,30 @@ class FinetuneRecipe(CheckpointRecipe):
             raise ValueError(
                 f"`label_smoothing` must be at least 0 and below 1, got {self.label_smoothing}."
             )
+        self._check_lora()
+
+    def _check_lora(self) -> None:
+        if self.lora_rank < 0 or self.lora_alpha < 1:
+            name, least = ("lora_rank", 0) if self.lora_rank < 0 else ("lora_alpha", 1)
+            raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(
+                f"`lora_dropout` must be at least 0 and below 1, got {self.lora_dropout}."
+            )
+        if self.lora_dropout and not self.lora_rank:
+            raise ValueError(
+                f"`lora_dropout` {self.lora_dropout} is for adapters; set `lora_rank` too."
+            )
+        if self.lora_rank and self.from_scratch:
+            raise ValueError(
+                f"`lora_rank` {self.lora_rank} adapts trained weights and `from_scratch` has none; "
+                "leave one of them out."
+            )
 
 
 def run(recipe: FinetuneRecipe, source: Sources | None = None) -> dict[str, Any]:
-    """Fine-tune, and leave model, log and checkpoints in `recipe.output_dir`.
+    """Fine-tune, and leave model, log and checkpoints in `recipe.output_dir`; of LoRA, the model
+    with its adapters folded in, and these alone in `adapter/`.
 
     Args:
         source: a `datasets` object or a list of them, opened in place of `recipe.data.source`.
@@ -68,7 +109,10 @@ def run(recipe: FinetuneRecipe, source: Sources | None = None) -> dict[str, Any]
 
     Raises:
         ValueError, FileNotFoundError: for a recipe, model or data that cannot be used, in one line.
+        ImportError: for adapters without `peft`.
     """
+    if recipe.lora_rank:
+        require_peft()
     accelerator = recipe.make_accelerator()
     stored = load_config(recipe.model)
     train_source, eval_source = open_sources(recipe, accelerator, source)
@@ -77,8 +121,7 @@ def run(recipe: FinetuneRecipe, source: Sources | None = None) -> dict[str, Any]
     config = start_config(recipe, stored, classes, pooling=recipe.pooling)
     statistics = pixel_statistics(recipe, accelerator, train_source, config.num_channels)
     config = with_statistics(config, statistics)
-    torch.manual_seed(recipe.seed)
-    model = start_model(recipe, VitMaeForImageClassification, config, accelerator)
+    model = make_model(recipe, config, accelerator)
     processor = load_processor(recipe.model, config, **processor_options(statistics))
     held_out = eval_source and spread(eval_source, recipe.eval_images)
     bad_images = watch_images(recipe, train_source, held_out)
@@ -92,11 +135,49 @@ def run(recipe: FinetuneRecipe, source: Sources | None = None) -> dict[str, Any]
         pixel_values = normalized(batch, processor, accelerator.device)
         return soften({"pixel_values": pixel_values, "labels": labels})
 
-    run_folder, metrics = fit(
-        recipe, accelerator, model, processor, train_source, prepare, evaluators, bad_images
+    trained = fit(
+        recipe,
+        accelerator,
+        model,
+        processor,
+        train_source,
+        prepare,
+        evaluators,
+        bad_images,
+        Best("eval_accuracy", "highest"),
+        finish=make_finish(recipe, processor),
     )
-    accelerator.print(f"The model is in {run_folder.model}.")
-    return metrics
+    accelerator.print(f"The model is in {trained.run.model}.")
+    return trained.metrics
+
+
+def make_model(
+    recipe: FinetuneRecipe, config: VitMaeConfig, accelerator: Accelerator
+) -> VitMaeForImageClassification:
+    """The model to train, the recipe's adapters included; says what starts afresh or is trained."""
+    torch.manual_seed(recipe.seed)
+    model = start_model(recipe, VitMaeForImageClassification, config, accelerator)
+    if recipe.lora_rank:
+        add_adapters(model, recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout)
+        trained, total = count_parameters(model)
+        accelerator.print(
+            f"LoRA of rank {recipe.lora_rank}: {trained:,} of {total:,} parameters are trained."
+        )
+    return model
+
+
+def make_finish(
+    recipe: FinetuneRecipe, processor: VitMaeImageProcessor
+) -> Callable[[VitMaeForImageClassification], VitMaeForImageClassification] | None:
+    """What writes the adapters of a trained model and gives the plain model to save; None where all
+    weights are trained.
+    """
+
+    def finish(model: VitMaeForImageClassification) -> VitMaeForImageClassification:
+        save_adapter(recipe.output_dir / ADAPTER, model, processor, recipe.model)
+        return merged(model)
+
+    return finish if recipe.lora_rank else None
 
 
 def make_targets(recipe: FinetuneRecipe, num_classes: int) -> Callable[[Batch], Batch]:

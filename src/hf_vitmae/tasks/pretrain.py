@@ -14,10 +14,10 @@ from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.tasks.fit import (
+from hf_vitmae.tasks.fit import fit
+from hf_vitmae.tasks.images import (
     Batch,
     example_images,
-    fit,
     held_out_batches,
     normalized,
     open_sources,
@@ -33,6 +33,7 @@ from hf_vitmae.tasks.objectives import (
 )
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.training.bad_images import BadImages
+from hf_vitmae.training.loop_config import Best
 
 NUM_PICTURES = 8  # rows of the panel that a run ends with
 
@@ -156,7 +157,7 @@ def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]
         noise = batch["noise"].to(accelerator.device, non_blocking=True)
         return objective.inputs(normalized(batch, processor, accelerator.device), noise)
 
-    run_folder, metrics = fit(
+    trained = fit(
         recipe,
         accelerator,
         model,
@@ -165,18 +166,19 @@ def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]
         prepare,
         evaluators,
         bad_images,
+        Best("eval_loss", "lowest"),
         num_noise=objective.num_noise,
     )
     if accelerator.is_main_process:
         shown = eval_source or train_source
         images = example_images(shown, NUM_PICTURES, processor)
-        picture = run_folder.samples / objective.picture_name
+        picture = trained.run.samples / objective.picture_name
         if images:
-            run_folder.samples.mkdir(exist_ok=True)
-            objective.picture(model, images, processor, recipe.seed).save(picture)
+            trained.run.samples.mkdir(exist_ok=True)
+            objective.picture(trained.model, images, processor, recipe.seed).save(picture)
         what = f", a picture of what it sees in {picture}" if images else ""
-        print(f"The model is in {run_folder.model}{what}.")
-    return metrics
+        print(f"The model is in {trained.run.model}{what}.")
+    return trained.metrics
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from hf_vitmae.data.decoding.decode import BadImage
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
-from hf_vitmae.tasks.fit import decode_for
+from hf_vitmae.tasks.images import decode_for
 from hf_vitmae.visualize import reconstruct, reconstruction_panel
 
 

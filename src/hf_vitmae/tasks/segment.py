@@ -19,9 +19,9 @@ from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeForSemanticSegmentation
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.tasks.checkpoints import load_config, load_processor
-from hf_vitmae.tasks.fit import (
+from hf_vitmae.tasks.fit import fit
+from hf_vitmae.tasks.images import (
     Batch,
-    fit,
     held_out_batches,
     normalized,
     open_sources,
@@ -36,6 +36,7 @@ from hf_vitmae.tasks.start import (
     start_model,
 )
 from hf_vitmae.training.bad_images import BadImages
+from hf_vitmae.training.loop_config import Best
 from hf_vitmae.training.metrics import confusion_matrix, iou_from_confusion
 from hf_vitmae.visualize import class_legend, picture_panel, segmentation_rows
 from hf_vitmae.visualize.pictures import to_pictures
@@ -101,18 +102,26 @@ def run(recipe: SegmentRecipe, source: Sources | None = None) -> dict[str, Any]:
         labels = labels.to(accelerator.device, non_blocking=True)
         return {"pixel_values": normalized(batch, processor, accelerator.device), "labels": labels}
 
-    run_folder, metrics = fit(
-        recipe, accelerator, model, processor, train_source, prepare, evaluators, bad_images
+    trained = fit(
+        recipe,
+        accelerator,
+        model,
+        processor,
+        train_source,
+        prepare,
+        evaluators,
+        bad_images,
+        Best("eval_mean_iou", "highest"),
     )
     if accelerator.is_main_process:
         pairs = _examples(processor, eval_source or train_source)
-        picture = run_folder.samples / "segmentation.png"
+        picture = trained.run.samples / "segmentation.png"
         if pairs:
-            run_folder.samples.mkdir(exist_ok=True)
-            _draw(model, processor, pairs, classes).save(picture)
+            trained.run.samples.mkdir(exist_ok=True)
+            _draw(trained.model, processor, pairs, classes).save(picture)
         what = f", a picture of what it sees in {picture}" if pairs else ""
-        print(f"The model is in {run_folder.model}{what}.")
-    return metrics
+        print(f"The model is in {trained.run.model}{what}.")
+    return trained.metrics
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 It optimises any model whose output has `.loss`, on whatever Accelerate was launched on. Everything
 random in a step is a function of (seed, step, process), so a checkpoint holds no random state, and
-a run that was stopped and resumed on a CPU is bit for bit the uninterrupted one.
+a run that was stopped and resumed on a CPU is bit for bit the uninterrupted one. A signal ends it
+after the step with a checkpoint; a step that is not finite leaves the weights as they were.
 """
 
-import contextlib
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -19,62 +21,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_vitmae.models.modes import evaluating
+from hf_vitmae.training import interrupts
 from hf_vitmae.training.bad_images import BadImages
-from hf_vitmae.training.checkpoint import (
-    latest_good_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from hf_vitmae.training.faults import RunningStatistics, refuse_to_go_on
+from hf_vitmae.training.keeper import Keeper
+from hf_vitmae.training.loop_config import LoopConfig
 from hf_vitmae.training.optim import REFERENCE_BATCH
 from hf_vitmae.training.progress import Progress
 from hf_vitmae.training.run_folder import RunFolder
 from hf_vitmae.training.schedule import set_learning_rate
+from hf_vitmae.training.sharding import clip_gradients, gradient_sync, is_sharded
 from hf_vitmae.training.state import RunState
+
+__all__ = ["LoopConfig", "step_seed", "train"]
 
 Batch = dict[str, Tensor]
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long, how much at once, and how often to log, evaluate and save.
-
-    Args:
-        steps: optimiser steps of the whole run.
-        batch_size: images of one forward pass in one process.
-        accumulation: forward passes whose gradients make one step.
-        log_every: steps between lines of the log.
-        eval_every: steps between evaluations; 0 evaluates at the end only.
-        checkpoint_every: steps between checkpoints; 0 saves at the end only.
-        keep_checkpoints: how many stay on the disk.
-        compile: run forward and backward through `torch.compile`.
-
-    Raises:
-        ValueError: naming the field that is out of range.
-    """
-
-    steps: int
-    batch_size: int
-    seed: int = 0
-    accumulation: int = 1
-    log_every: int = 50
-    eval_every: int = 0
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "accumulation": 1, "log_every": 1}
-        least |= {"eval_every": 0, "checkpoint_every": 0, "keep_checkpoints": 1}
-        for field, smallest in least.items():
-            if getattr(self, field) < smallest:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)}; it must be {smallest} or more."
-                )
-
-    def effective_batch(self, num_processes: int = 1) -> int:
-        """Images of one optimiser step, over all processes."""
-        return self.batch_size * self.accumulation * num_processes
 
 
 def train(
@@ -91,12 +53,12 @@ def train(
     num_samples: int | None = None,
     clip_grad_norm: float | None = None,
     bad_images: BadImages | None = None,
-) -> dict[str, float | str]:
+) -> dict[str, float | str | None]:
     """Train `model` in place to `config.steps`, going on from the newest checkpoint in `run`.
 
     The gradient of a step is the mean over all its batches of each batch's own mean, whatever their
-    sizes: an image in a batch that lacks some bad ones weighs a little more than others. A batch
-    of which nothing is left, one without a `valid` image, adds nothing to it.
+    sizes. At the end the model has the weights that `config` asks for: the last ones, their
+    average, or those of the best evaluation.
 
     Args:
         schedule: step -> factor on each group's learning rate.
@@ -113,64 +75,143 @@ def train(
     Raises:
         ValueError: if the run cannot go on as it began, the model gives no loss, or too many images
             are bad.
-        FloatingPointError: if loss or gradient is not finite; the weights are those of the step
-            before.
+        FloatingPointError: if loss or gradient were not finite for `config.max_skipped` steps in a
+            row; the weights are those before.
+        Interrupted: after SIGTERM or SIGINT on any process; the checkpoint is that of the last
+            whole step.
     """
     _check_accumulation(accelerator)
     fresh = RunState(
         effective_batch=config.effective_batch(accelerator.num_processes), num_samples=num_samples
     )
-    with _prepared(accelerator, model, optimizer) as (wrapped, stepper):
-        state = _resume(accelerator, model, optimizer, run, fresh, bad_images)
+    with _prepared(accelerator, model, optimizer) as (wrapped, stepper), interrupts.deferred():
+        keeper = Keeper(accelerator, model, optimizer, run, config)
+        state = keeper.resume(fresh, bad_images)
         progress = Progress(run, state.step, config.steps, silent=not accelerator.is_main_process)
-        if state.step >= config.steps:
+        examine = _Examination(model, evaluators, config, keeper, progress, bad_images)
+        if state.step >= config.steps and not examine.is_due(state):
             progress.say(f"{run.path} is finished: {state.step} steps are done.")
+            keeper.hand_back(state)
             return state.metrics
 
-        _announce(accelerator, optimizer, state, progress)
-        forward = torch.compile(wrapped) if config.compile else wrapped
-        model.train()
+        _announce(accelerator, model, optimizer, state, progress)
+        statistics = RunningStatistics(model)
         stream = batches(state.step * config.accumulation)
-        while state.step < config.steps:
-            started = time.perf_counter()
-            torch.manual_seed(step_seed(config.seed, state.step, accelerator.process_index))
-            lr = set_learning_rate(optimizer, schedule(state.step))
-            if bad_images is not None:
-                bad_images.begin(step=state.step + 1, epoch=state.epoch)
-
-            loss, waited, counting = torch.zeros((), device=accelerator.device), 0.0, 0
-            for micro_step in range(config.accumulation):
-                batch, seconds = _timed_next(stream)
-                waited += seconds
-                counts = _counts(batch)
-                counting += counts
-                inputs = prepare(batch)
-                last = micro_step == config.accumulation - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(wrapped):
-                    micro_loss = _loss(forward(**inputs), inputs) / config.accumulation
-                    accelerator.backward(micro_loss if counts else micro_loss * 0.0)
-                loss += micro_loss.detach() if counts else 0.0
-
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad_norm or math.inf)
-            share = counting / config.accumulation
-            loss_value, share = _mean_over_processes(accelerator, loss, share, bad_images)
-            norm_value = cast(Tensor, grad_norm).item()
-            _check_finite(accelerator, state.step, loss_value, norm_value)
-            stepper.step()
-            stepper.zero_grad()
-            state.add_step(loss_value, norm_value, time.perf_counter() - started, waited, share)
-            progress.advance()
-
-            if _is_due(state.step, config.log_every, config.steps):
-                progress.record(state.step_record(lr, _so_far(bad_images)))
-            if evaluators and _is_due(state.step, config.eval_every, config.steps):
-                results = _evaluate(model, evaluators)
-                progress.record(state.record({**results, **_so_far(bad_images)}))
-            if _is_due(state.step, config.checkpoint_every, config.steps):
-                _save(accelerator, model, optimizer, run, config, state)
+        take_gradients = _Gradients(accelerator, wrapped, stream, prepare, config)
+        model.train()
+        try:
+            examine(state)  # if a signal came before that was done
+            while state.step < config.steps:
+                started = time.perf_counter()
+                _begin_step(accelerator, config, state, bad_images)
+                lr = set_learning_rate(optimizer, schedule(state.step))
+                statistics.remember()
+                loss, share, waited = take_gradients()
+                norm = clip_gradients(model, clip_grad_norm or math.inf)
+                found = _agree(accelerator, loss, share, norm, bad_images)
+                if found.is_finite or accelerator.scaler is not None:  # fp16's skips by itself
+                    stepper.step()
+                stepper.zero_grad()
+                seconds = time.perf_counter() - started
+                if found.is_finite:
+                    state.add_step(found.loss, found.grad_norm, seconds, waited, found.share)
+                    keeper.average(state.step)
+                else:
+                    statistics.restore()
+                    state.skip_step(seconds, waited, is_fault=not found.is_overflow)
+                    _tell_skipped(state, config, progress, found, lr)
+                progress.advance()
+                if _is_due(state.step, config.log_every, config.steps):
+                    progress.record(state.step_record(lr, _so_far(bad_images)))
+                if found.is_asked_to_stop:
+                    interrupts.check(accelerator)
+                examine(state)
+                if _is_due(state.step, config.checkpoint_every, config.steps):
+                    keeper.save(state)
+            keeper.save(state)
+            interrupts.check(accelerator)
+        except interrupts.Interrupted:
+            keeper.save(state)
+            progress.close()
+            progress.say(f"{run.path} stops at step {state.step}, with a checkpoint.")
+            raise
+        keeper.hand_back(state)
         progress.close()
         _look_back(progress, state, bad_images)
     return state.metrics
+
+
+@dataclass(frozen=True)
+class _Gradients:
+    """Forward and backward passes of a step.
+
+    Batches weigh the same: an image in one that lacks some bad ones weighs a little more than
+    others. One of which nothing is left, without a `valid` image, adds nothing.
+
+    Args:
+        model: as Accelerate wraps it.
+        stream: this process's batches.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    stream: Iterator[Batch]
+    prepare: Callable[[Batch], Mapping[str, Any]]
+    config: LoopConfig
+
+    @cached_property
+    def forward(self) -> Callable[..., Any]:
+        """The model, compiled if it shall be."""
+        return torch.compile(self.model) if self.config.compile else self.model
+
+    def __call__(self) -> tuple[Tensor, float, float]:
+        """-> the loss, the share of the batches that have one, seconds of waiting for them."""
+        num_batches = self.config.accumulation
+        loss, waited, counting = torch.zeros((), device=self.accelerator.device), 0.0, 0
+        for micro_step in range(num_batches):
+            started = time.perf_counter()
+            batch = next(self.stream)
+            waited += time.perf_counter() - started
+            counts = _counts(batch)
+            counting += counts
+            inputs = self.prepare(batch)
+            is_last = micro_step == num_batches - 1
+            with gradient_sync(self.model, self.accelerator, is_last):
+                with self.accelerator.autocast():
+                    micro_loss = _loss(self.forward(**inputs), inputs) / num_batches
+                self.accelerator.backward(micro_loss if counts else micro_loss * 0.0)
+            loss += micro_loss.detach() if counts else 0.0
+        self.accelerator.unscale_gradients()
+        return loss, counting / num_batches, waited
+
+
+@dataclass(frozen=True)
+class _Examination:
+    """Evaluation where it is due, with the averaged weights if there are such."""
+
+    model: nn.Module
+    evaluators: Sequence[Evaluator]
+    config: LoopConfig
+    keeper: Keeper
+    progress: Progress
+    bad_images: BadImages | None
+
+    def __call__(self, state: RunState) -> None:
+        """Evaluate after a step, once."""
+        if not self.is_due(state):
+            return
+        # What is not sharded has the precision of its forward pass from Accelerate.
+        precision = self.keeper.accelerator.autocast() if is_sharded(self.model) else nullcontext()
+        with self.keeper.averaged(), evaluating(self.model) as model, precision:
+            results = {k: v for evaluate in self.evaluators for k, v in evaluate(model).items()}
+        state.evaluated_step = state.step
+        self.progress.record(state.record({**results, **_so_far(self.bad_images)}))
+        self.keeper.note(results, state)
+
+    def is_due(self, state: RunState) -> bool:
+        """Whether an evaluation belongs to this step and has not run."""
+        is_due = state.step > 0 and _is_due(state.step, self.config.eval_every, self.config.steps)
+        return bool(self.evaluators) and is_due and state.evaluated_step < state.step
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -179,11 +220,14 @@ def step_seed(seed: int, step: int, process: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1  # 63 bits
 
 
-@contextlib.contextmanager
+@contextmanager
 def _prepared(
     accelerator: Accelerator, model: nn.Module, optimizer: Optimizer
 ) -> Iterator[tuple[nn.Module, Optimizer]]:
     """Model and optimiser as Accelerate wraps them; its precision wrapper comes off afterwards."""
+    if is_sharded(model):
+        yield model, optimizer
+        return
     wrapped, stepper = accelerator.prepare(model, optimizer)
     try:
         yield wrapped, stepper
@@ -199,32 +243,12 @@ def _check_accumulation(accelerator: Accelerator) -> None:
         )
 
 
-def _resume(
+def _announce(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    run: RunFolder,
-    fresh: RunState,
-    bad_images: BadImages | None,
-) -> RunState:
-    """Load the newest good checkpoint and cut the logs back to it; without one, begin `fresh`."""
-    checkpoint = latest_good_checkpoint(run.checkpoints)
-    state = fresh
-    if checkpoint is not None:
-        saved = load_checkpoint(checkpoint, model, optimizer)
-        state = RunState(**saved["run"])
-        state.check_goes_on_as(fresh)
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-    if accelerator.is_main_process:
-        run.cut_metrics(state.step if checkpoint else -1)
-    if bad_images is not None:
-        bad_images.resume(state.step if checkpoint else -1)
-    return state
-
-
-def _announce(
-    accelerator: Accelerator, optimizer: Optimizer, state: RunState, progress: Progress
+    state: RunState,
+    progress: Progress,
 ) -> None:
     """Say what the steps will be; a fresh run's log starts with it."""
     lr = set_learning_rate(optimizer, 1.0)
@@ -236,6 +260,7 @@ def _announce(
             "num_processes": accelerator.num_processes,
             "device": accelerator.device.type,
             "precision": accelerator.mixed_precision.replace("no", "fp32"),
+            **({"sharded": True} if is_sharded(model) else {}),
         }
     )
     if state.step == 0:
@@ -245,30 +270,56 @@ def _announce(
         progress.show(setting)
 
 
-def _timed_next(stream: Iterator[Batch]) -> tuple[Batch, float]:
-    """The next batch and the seconds until it was there."""
-    started = time.perf_counter()
-    return next(stream), time.perf_counter() - started
-
-
 def _counts(batch: Batch) -> bool:
     """Whether any image of the batch is good."""
     return "valid" not in batch or bool(batch["valid"].any())
 
 
-def _mean_over_processes(
-    accelerator: Accelerator, loss: Tensor, share: float, bad_images: BadImages | None
-) -> tuple[float, float]:
-    """Loss, and share of the batches that have one, which waits for the step to be computed; on the
-    way the processes hear of each other's bad images.
+def _begin_step(
+    accelerator: Accelerator, config: LoopConfig, state: RunState, bad_images: BadImages | None
+) -> None:
+    """Seed what is random in the step, and say which it is to who notes bad images."""
+    torch.manual_seed(step_seed(config.seed, state.step, accelerator.process_index))
+    if bad_images is not None:
+        bad_images.begin(step=state.step + 1, epoch=state.epoch)
+
+
+class _Found(NamedTuple):
+    """What all processes agree on after the backward passes of a step."""
+
+    loss: float
+    grad_norm: float
+    share: float
+    """Of the batches that have a loss."""
+    is_asked_to_stop: bool
+    is_overflow: bool
+    """Whether it is fp16's gradient that is not finite, whose scaler then lowers its scale."""
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def _agree(
+    accelerator: Accelerator,
+    loss: Tensor,
+    share: float,
+    grad_norm: Tensor,
+    bad_images: BadImages | None,
+) -> _Found:
+    """Means over the processes, which waits for the step to be computed; on the way they hear of
+    each other's bad images and signals.
     """
     noted = 0 if bad_images is None else len(bad_images.noted)
-    values = torch.stack([loss, loss.new_tensor(share), loss.new_tensor(noted)])
+    own = [loss.new_tensor(float(value)) for value in (share, noted, interrupts.asked() > 0)]
+    values = torch.stack([loss, *own])
     values = cast(Tensor, accelerator.reduce(values, reduction="mean"))
-    loss_value, share, noted = values.tolist()
+    loss_value, share, noted, asked = values.tolist()
     if bad_images is not None and noted:
         bad_images.share()
-    return loss_value, share
+    scaler = accelerator.scaler
+    is_overflow = scaler is not None and math.isfinite(loss_value) and scaler.get_scale() > 1
+    return _Found(loss_value, grad_norm.item(), share, asked > 0, is_overflow)
 
 
 def _so_far(bad_images: BadImages | None) -> dict[str, int]:
@@ -296,45 +347,15 @@ def _loss(output: Any, inputs: Mapping[str, Any]) -> Tensor:
     return output.loss
 
 
-def _check_finite(accelerator: Accelerator, step: int, loss: float, grad_norm: float) -> None:
-    """Stop before the weights are touched.
-
-    Under fp16 a gradient may overflow: the scaler then skips the step and lowers its scale.
-    """
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        return
-    scaler = accelerator.scaler
-    if scaler is not None and math.isfinite(loss) and scaler.get_scale() > 1:
-        return
-    raise FloatingPointError(
-        f"Step {step + 1}: the loss is {loss} and the gradient's norm {grad_norm}; stopped "
-        "before the weights changed. Look for broken images, lower base_lr, clip the gradient, or "
-        "use bf16 in place of fp16."
-    )
+def _tell_skipped(
+    state: RunState, config: LoopConfig, progress: Progress, found: _Found, lr: float
+) -> None:
+    """Log a step that was not finite, with its true values; raise if there were too many."""
+    values = {"loss": found.loss, "lr": lr, "grad_norm": found.grad_norm, **state.faults()}
+    progress.record(state.record(values))
+    if state.skipped_in_a_row >= config.max_skipped:
+        raise refuse_to_go_on(state.step, state.skipped_in_a_row, found.loss, found.grad_norm)
 
 
 def _is_due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
-
-
-def _evaluate(model: nn.Module, evaluators: Sequence[Evaluator]) -> dict[str, float]:
-    with evaluating(model):
-        return {key: value for evaluate in evaluators for key, value in evaluate(model).items()}
-
-
-def _save(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: Optimizer,
-    run: RunFolder,
-    config: LoopConfig,
-    state: RunState,
-) -> None:
-    """Write a checkpoint from the main process while the others wait."""
-    if accelerator.is_main_process:
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        saved = {"run": asdict(state), "scaler": scaler}
-        save_checkpoint(
-            run.checkpoints, state.step, model, optimizer, saved, config.keep_checkpoints
-        )
-    accelerator.wait_for_everyone()

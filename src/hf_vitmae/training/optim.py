@@ -14,7 +14,9 @@ from torch.optim import AdamW
 
 REFERENCE_BATCH = 256  # base learning rates are quoted for this many images a step
 
-_ENCODER_NAME = re.compile(r"(?:vit\.)?(?:embeddings\.|layers\.(?P<layer>\d+)\.)")
+_ENCODER_NAME = re.compile(  # peft's own model wraps ours; adapters lie below the map they adapt
+    r"(?:base_model\.model\.)?(?:vit\.)?(?:embeddings\.|layers\.(?P<layer>\d+)\.)"
+)
 _NO_DECAY_SUFFIXES = ("_token", "_tokens", "position_embeddings", "pos_embed")
 
 
@@ -79,9 +81,9 @@ def parameter_groups(
     """Trainable parameters grouped by weight decay and by encoder layer.
 
     Layers count from 0 (embeddings) over N + 1 (`layers.N`) to the last (final norm, heads,
-    decoder), and layer i has `lr_scale` = layer_decay ** (last - i). With `lr`, each group also
-    carries its own `lr`; without it, the optimiser's one learning rate holds for all groups and
-    `lr_scale` is only a note.
+    decoder), and layer i has `lr_scale` = layer_decay ** (last - i); an adapter of peft counts with
+    the weight that it adapts. With `lr`, each group also carries its own `lr`; without it, the
+    optimiser's one learning rate holds for all groups and `lr_scale` is only a note.
 
     Raises:
         ValueError: if nothing is trainable, or if layers are to differ and the model names none.

@@ -34,13 +34,13 @@ class Progress:
         if self.bar is not None:
             self.bar.update()
 
-    def record(self, record: Mapping[str, float | str]) -> None:
+    def record(self, record: Mapping[str, float | str | None]) -> None:
         """The numbers of a step or of an evaluation: into metrics.jsonl and onto the screen."""
         if not self.silent:
             self.run.append_metrics(record)
             self.show(record)
 
-    def show(self, record: Mapping[str, float | str]) -> None:
+    def show(self, record: Mapping[str, float | str | None]) -> None:
         """A record on the screen: beside the bar if it is a step's, else as a line."""
         texts = {key: _short(value) for key, value in record.items()}
         if self.bar is not None and "loss" in texts:
@@ -55,5 +55,5 @@ class Progress:
             self.bar.close()
 
 
-def _short(value: float | str) -> str:
+def _short(value: float | str | None) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

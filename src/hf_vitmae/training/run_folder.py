@@ -16,23 +16,33 @@ from typing import Any
 
 import yaml
 
+from hf_vitmae.training.run_lock import LOCK_FILES
 from hf_vitmae.whole_or_absent import unfinished_path, write_whole
 
 FREE_FIELDS = frozenset(
     {
         "output_dir",
         "num_workers",
+        "batch_size",  # the images of a step, which decide, are in the run's state
+        "accumulation",
+        "effective_batch",
         "max_bad",
         "log_every",
         "eval_every",
         "checkpoint_every",
         "keep_checkpoints",
+        "best_model",
+        "max_skipped",
+        "shard",
+        "allow_change",
         "progress",
         "tracker",
         "push_to_hub",
     }
 )
 """Last names of fields that may change when a run is resumed: they do not alter its weights."""
+
+NOT_FINITE = ("nan", "inf", "-inf")  # as metrics.jsonl says it
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class RunFolder:
 
         Args:
             recipe: a dataclass; its class name is the task, and its fields go into recipe.yaml.
-            free_fields: last names of fields that may differ; their new values are written.
+            free_fields: names or last names of fields that may differ; the new ones are written.
 
         Raises:
             ValueError: if the folder belongs to something else, another task or another recipe.
@@ -104,23 +114,24 @@ class RunFolder:
         return recipe
 
     def append_metrics(self, record: Mapping[str, float | int | str | None]) -> None:
-        """Add one line to metrics.jsonl and flush it; a number that is not finite becomes null."""
-        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
+        """Add one line to metrics.jsonl and flush it; what is not finite is the text nan or inf,
+        as JSON has no number for it.
+        """
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(_as_json(record))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that a killed run left half-written is passed over."""
         if not self.metrics.exists():
             return []
-        return list(whole_lines(self.metrics.read_text(encoding="utf-8")))
+        lines = whole_lines(self.metrics.read_text(encoding="utf-8"))
+        return [{key: _number(value) for key, value in line.items()} for line in lines]
 
     def cut_metrics(self, step: int) -> None:
         """Drop the lines of steps after `step`, atomically: a resumed run writes them again."""
         if self.metrics.exists():
             kept = [record for record in self.read_metrics() if record["step"] <= step]
-            text = "".join(json.dumps(record) + "\n" for record in kept)
-            write_whole(self.metrics, text)
+            write_whole(self.metrics, "".join(map(_as_json, kept)))
 
 
 def _plain(value: Any, name: str = "recipe") -> Any:
@@ -144,10 +155,11 @@ def _plain(value: Any, name: str = "recipe") -> Any:
 
 
 def _is_in_use(path: Path) -> bool:
-    """Whether `path` is a file or holds anything but a recipe whose writing was interrupted."""
+    """Whether `path` is a file or holds anything but a lock and a recipe that is half written."""
     if not path.is_dir():
         return path.exists()
-    return any(entry.name != unfinished_path(Path("recipe.yaml")).name for entry in path.iterdir())
+    ignored = LOCK_FILES | {unfinished_path(Path("recipe.yaml")).name}
+    return any(entry.name not in ignored for entry in path.iterdir())
 
 
 def _refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[str]) -> None:
@@ -161,12 +173,13 @@ def _refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[st
         f"{name} was {before.get(name, 'not set')} and is now {now.get(name, 'not set')}"
         for name in [*now, *(before.keys() - now.keys())]
         if before.get(name, "not set") != now.get(name, "not set")
-        and name.split(".")[-1] not in free_fields
+        and not {name, name.split(".")[-1]} & set(free_fields)
     ]
     if changes:
         raise ValueError(
             f"{path} was started with another recipe: {', '.join(changes)}; "
-            "start with the old values to resume, or choose another --output-dir."
+            "start with the old values to resume, choose another --output-dir, or name what may "
+            "change by --allow-change."
         )
 
 
@@ -188,5 +201,14 @@ def whole_lines(text: str) -> Iterator[dict[str, Any]]:
             continue
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _as_json(record: Mapping[str, Any]) -> str:
+    """A line of metrics.jsonl."""
+    values = {
+        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in NOT_FINITE else value

@@ -80,7 +80,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _plot(axes: Any, records: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
-    """One line through the records that have the key."""
-    points = [(record["step"], record[key]) for record in records if key in record]
+    """One line through the records that have the key; a gap where a value is not finite."""
+    points = [(r["step"], float(r[key])) for r in records if r.get(key) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **style)

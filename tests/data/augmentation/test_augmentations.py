@@ -112,6 +112,23 @@ def test_steps_are_done_in_their_order():
     assert torch.equal(both(image, rng(4)), expected)
 
 
+@pytest.mark.parametrize(
+    ("options", "is_rounded"),
+    [
+        ({"vertical_flip": 1.0, "rotate_quarters": True}, False),
+        ({"rand_augment": 0.0, "rand_augment_std": 0.0, "rand_augment_probability": 0.0}, True),
+        ({"three_augment": True}, True),
+        ({"color_jitter": (0.4, 0.0, 0.0, 0.0)}, True),
+        ({"gaussian_blur": 1.0}, True),
+    ],
+)
+def test_deep_images_are_rounded_to_8_bits_where_colours_change_and_only_there(options, is_rounded):
+    deep = random_image().float() * 0.999 + 0.03  # no whole numbers
+    changed = build_augmentations(AugmentConfig(**options), 3)(deep, rng())
+    assert changed.dtype == torch.float32
+    assert torch.equal(changed, changed.round()) == is_rounded
+
+
 def position_map(height: int, width: int) -> torch.Tensor:
     return torch.arange(height * width).reshape(height, width)
 

@@ -5,9 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from hf_vitmae.data.decoding.decode import decode, decode_label_map
+from hf_vitmae.data.decoding import decode as decode_module
+from hf_vitmae.data.decoding.decode import BUGS, BadImage, decode, decode_label_map
+from hf_vitmae.models import pictures
 
 
 def encode(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -125,6 +127,39 @@ def test_a_decompression_bomb_is_an_error(monkeypatch):
         decode(encoded, 3)
 
 
+# Whose fault it is
+
+
+@pytest.mark.parametrize("error", [*BUGS, IndexError, SyntaxError, MemoryError])
+def test_whatever_a_reader_raises_is_a_bad_image(error, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise error("a chunk of another kind")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", fail)
+    with pytest.raises(BadImage, match="^a cannot be decoded: a chunk of another kind; remove it"):
+        decode(encode(Image.new("RGB", (2, 2))), 3, "a")
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (pictures, "turn_upright", TypeError),
+        (pictures, "check_bands", NameError),
+        (decode_module, "Image", AttributeError),
+        (decode_module, "picture_to_tensor", TypeError),
+    ],
+)
+def test_a_bug_of_this_package_is_no_bad_image(module, name, error, monkeypatch):
+    encoded = encode(Image.new("RGB", (2, 2)))
+    if error is NameError:
+        monkeypatch.delattr(module, name)
+    else:
+        monkeypatch.setattr(module, name, None)
+    with pytest.raises(error) as caught:
+        decode(encoded, 3)
+    assert not isinstance(caught.value, BadImage)
+
+
 # Label maps
 
 
@@ -169,6 +204,27 @@ def test_colours_are_no_label_map(mode):
     with pytest.raises(ValueError, match=line) as caught:
         decode_label_map(encoded, "a.png")
     assert "\n" not in str(caught.value)
+
+
+def npy(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, ">u2", np.int64])
+def test_a_label_map_may_be_an_array_of_integers(dtype):
+    ids = random_pixels(5, 7).astype(dtype)
+    for values in (ids, ids[None], ids[..., None], np.asfortranarray(ids)):
+        decoded = decode_label_map(npy(values))
+        assert decoded.dtype == torch.int64 and np.array_equal(decoded.numpy(), ids)
+
+
+def test_an_array_of_something_else_is_no_label_map():
+    for values in (np.ones((2, 2)), random_pixels(2, 2, 3), np.ones((2, 2), bool)):
+        with pytest.raises(BadImage, match="^a.npy (is an array of|holds values of type)") as e:
+            decode_label_map(npy(values), "a.npy")
+        assert "\n" not in str(e.value)
 
 
 def test_a_damaged_label_map_is_named():

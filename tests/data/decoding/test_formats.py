@@ -295,6 +295,13 @@ def test_values_of_any_type_take_a_range(kind, dtype):
         decode(encoded, 1, "a.tif")
 
 
+@pytest.mark.parametrize("byteorder", "<>")
+def test_bands_of_64_bits_take_a_range(byteorder):
+    values = np.arange(2 * 3 * 5, dtype=np.uint64).reshape(2, 3, 5)
+    decoded = decode(bands_tiff(values, byteorder=byteorder), 5, value_range=(0, 255))
+    assert np.array_equal(channels_last(decoded), values)
+
+
 def test_large_integers_keep_their_differences():
     values = np.array([[10**9, 10**9 + 128, 10**9 + 255]])
     decoded = decode(npy(values), 1, value_range=(10**9, 10**9 + 255))

@@ -2,12 +2,11 @@
 
 Pillow's own test images are read too where PILLOW_IMAGES names their folder, Tests/images of its
 source package: `pip download --no-binary pillow --no-deps pillow`, unpack it, and run
-`PILLOW_IMAGES=pillow-12.3.0/Tests/images pytest -m slow tests/data/test_nasty_files.py`.
+`PILLOW_IMAGES=pillow-12.3.0/Tests/images pytest -m slow tests/data/decoding/test_nasty_files.py`.
 """
 
 import io
 import os
-import re
 import signal
 import struct
 import subprocess
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import EpsImagePlugin, Image, JpegImagePlugin, PngImagePlugin
 
@@ -32,8 +30,20 @@ from hf_vitmae.data.files import IMAGE_SUFFIXES, list_files
 from hf_vitmae.models import pictures
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 
+from ..nasty_files import (
+    BOMBS,
+    MEGABYTE,
+    SOUND,
+    chunk,
+    encode,
+    memory_limit,
+    npy,
+    picture,
+    png_header,
+    tiff_bomb,
+)
+
 SIZE = (32, 48)
-MEGABYTE = 2**20
 
 
 def transforms(num_channels: int) -> list[TrainTransform | EvalTransform]:
@@ -68,56 +78,6 @@ def read(encoded: bytes, num_channels: int = 3) -> list[bool]:
         assert image.dtype == (torch.float32 if is_deep else torch.uint8)
         outcomes.append(True)
     return outcomes
-
-
-def picture(mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    smooth = Image.fromarray(pixels).resize((120, 80))
-    return smooth.convert(mode)
-
-
-def encode(picture: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def bands() -> bytes:
-    buffer = io.BytesIO()
-    values = np.random.default_rng(0).integers(0, 999, (5, 40, 60), dtype=np.uint16)
-    options: dict[str, Any] = {"photometric": "minisblack", "planarconfig": "separate"}
-    tifffile.imwrite(buffer, values, compression="zlib", **options)
-    return buffer.getvalue()
-
-
-def npy(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    return buffer.getvalue()
-
-
-SOUND = {
-    "jpeg": encode(picture(), "JPEG"),
-    "jpeg-gray": encode(picture("L"), "JPEG"),
-    "jpeg-progressive": encode(picture(), "JPEG", progressive=True),
-    "jpeg-cmyk": encode(picture("CMYK"), "JPEG"),
-    "png": encode(picture(), "PNG"),
-    "png-palette": encode(picture().quantize(16), "PNG", transparency=3),
-    "png-16": encode(picture("I;16"), "PNG"),
-    "gif": encode(picture(), "GIF"),
-    "webp": encode(picture(), "WEBP", exif=b"Exif\0\0II*\0"),
-    "tiff": encode(picture(), "TIFF"),
-    "tiff-lzw": encode(picture(), "TIFF", compression="tiff_lzw"),
-    "tiff-float": encode(picture("F"), "TIFF"),
-    "tiff-bands": bands(),
-    "bmp": encode(picture(), "BMP"),
-    "tga": encode(picture(), "TGA", compression="tga_rle"),
-    "ico": encode(picture(), "ICO", sizes=[(32, 32)]),
-    "ppm": encode(picture(), "PPM"),
-    "jp2": encode(picture(), "JPEG2000"),
-    "avif": encode(picture(), "AVIF"),
-    "npy": npy(np.array(picture())),
-}
 
 
 def channels_of(kind: str) -> int:
@@ -219,15 +179,6 @@ def test_a_folder_with_the_name_of_an_image_is_no_image(tmp_path):
 # Odd but sound, or not
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_header(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
-    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-
-
 def test_bad_checksums_of_a_png_are_bad():
     encoded = bytearray(SOUND["png"])
     place = encoded.index(b"IDAT") + 20
@@ -278,91 +229,6 @@ def test_metadata_that_grows_without_end_is_bounded(kind):
 # Bombs
 
 
-class memory_limit:
-    """Fail where a block needs more memory than so many megabytes, on systems that tell."""
-
-    def __init__(self, megabytes: int) -> None:
-        self.megabytes = megabytes
-
-    def __enter__(self) -> None:
-        self.start = self.resident("VmRSS")
-        if self.start is not None:
-            Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
-
-    def __exit__(self, *_: object) -> None:
-        highest = self.resident("VmHWM")
-        if self.start is not None and highest is not None:
-            assert highest - self.start < self.megabytes * MEGABYTE
-
-    @staticmethod
-    def resident(key: str) -> int | None:
-        status = Path("/proc/self/status")
-        found = re.search(rf"{key}:\s*(\d+) kB", status.read_text()) if status.exists() else None
-        return int(found[1]) * 1024 if found else None
-
-
-def gif_bomb(width: int, height: int) -> bytes:
-    encoded = bytearray(SOUND["gif"])
-    encoded[6:10] = struct.pack("<HH", width, height)
-    return bytes(encoded)
-
-
-def jpeg_bomb(width: int, height: int) -> bytes:
-    encoded = bytearray(SOUND["jpeg"])
-    place = encoded.index(b"\xff\xc0") + 5
-    encoded[place : place + 4] = struct.pack(">HH", height, width)
-    return bytes(encoded)
-
-
-def webp_bomb(width: int, height: int) -> bytes:
-    encoded = bytearray(SOUND["webp"])
-    assert encoded[12:16] == b"VP8X"
-    encoded[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    return bytes(encoded)
-
-
-def tiff_bomb(width: int, height: int, samples: int = 3) -> bytes:
-    """A TIFF of one pixel's bytes that says to be larger, in Pillow's or tifffile's reach."""
-    short, long = 3, 4
-    tags = [
-        (256, long, width),
-        (257, long, height),
-        (258, short, 8),
-        (259, short, 1),
-        (262, short, 2 if samples == 3 else 1),
-        (273, long, 8),
-        (277, short, samples),
-        (278, long, height),
-        (279, long, width * height * samples % 2**32),
-    ]
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
-
-
-def bmp_bomb(width: int, height: int) -> bytes:
-    encoded = bytearray(SOUND["bmp"])
-    encoded[18:26] = struct.pack("<ii", width, height)
-    return bytes(encoded)
-
-
-def npy_bomb(width: int, height: int) -> bytes:
-    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({height}, {width}, 3), }}"
-    return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header.encode() + bytes(300)
-
-
-BOMBS = {
-    "png": lambda width, height: png_header(width, height) + SOUND["png"][33:],
-    "gif": gif_bomb,
-    "jpeg": jpeg_bomb,
-    "webp": webp_bomb,
-    "tiff": tiff_bomb,
-    "tiff-bands": partial(tiff_bomb, samples=5),
-    "bmp": bmp_bomb,
-    "ppm": lambda width, height: b"P6 %d %d 255\n" % (width, height) + bytes(300),
-    "npy": npy_bomb,
-}
-
-
 @pytest.mark.parametrize("kind", BOMBS)
 @pytest.mark.parametrize("side", [9_500, 16_000])  # Pillow warns of the first, refuses the other
 def test_a_bomb_is_refused_before_memory_is_taken(kind, side):
@@ -378,6 +244,15 @@ def test_the_reason_of_a_bomb_is_its_size(kind):
         decode.decode(BOMBS[kind](9_500, 9_500), 5 if kind == "tiff-bands" else 3)
 
 
+def test_a_decoder_that_holds_several_pictures_gets_fewer_pixels():
+    side = int((limits.MAX_BYTES // 8) ** 0.5)
+    with pytest.raises(BadImage, match="of its kind 33,554,432 are the most that fit"):
+        decode.decode(BOMBS["blp"](side + 1, side + 1), 3)
+    for kind, larger in (("blp", 0), ("bmp", 1000)):
+        encoded = BOMBS[kind](side + larger, side + larger)
+        limits.check_picture(Image.open(io.BytesIO(encoded)), has_range=False)
+
+
 def test_an_array_that_ends_early_says_so():
     with pytest.raises(BadImage, match=r"is cut short: its shape \(80, 120, 3\) needs more bytes"):
         decode.decode(SOUND["npy"][:-1], 3)
@@ -391,6 +266,27 @@ def test_bands_and_bytes_count_too():
             check_size(side, side, pixel_bytes, has_range)
     for pixel_bytes in (4, 24):
         check_size(1, limits.MAX_BYTES // pixel_bytes, pixel_bytes)
+
+
+TAG_KINDS = {"text": 2, "fraction": 5, "bytes": 7, "float": 11, "unknown": 99}
+
+
+@pytest.mark.parametrize("kind", TAG_KINDS)
+@pytest.mark.parametrize("samples", [3, 5])
+def test_tags_of_another_kind_do_no_harm(kind, samples):
+    sound = tiff_bomb(2, 2, samples) + bytes(64)
+    for place in range(10, 10 + 9 * 12, 12):
+        for count in (1, 3, 9):
+            damaged = bytearray(sound)
+            struct.pack_into("<HI", damaged, place + 2, TAG_KINDS[kind], count)
+            read(bytes(damaged), 5)
+
+
+def test_a_compression_that_nobody_knows_is_named_by_its_number():
+    known = struct.pack("<HHII", 259, 3, 1, 1)
+    encoded = tiff_bomb(2, 2, 5).replace(known, struct.pack("<HHII", 259, 3, 1, 12_345))
+    with pytest.raises(BadImage, match="is compressed as 12345, which is not read for bands"):
+        decode.decode(encoded, 5)
 
 
 def test_deflated_bands_that_grow_beyond_their_header_are_refused(monkeypatch):

@@ -1,6 +1,7 @@
 """Streams: what random access gives, whatever the shards; memory, ends, labels and errors."""
 
 import gc
+import io
 import itertools
 import threading
 import time
@@ -152,6 +153,36 @@ def test_streaming_and_random_access_give_the_same_samples_and_names(tmp_path):
             assert list(stream.records()) == list(by_index.records())
             assert stream.class_names == by_index.class_names
             assert len(stream) == len(by_index) and isinstance(stream, StreamSource)
+
+
+def array(value: int) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.full((2, 2), value, np.uint8))
+    return buffer.getvalue()
+
+
+def test_an_array_of_numpy_is_the_image_of_a_sample_that_has_no_other(tmp_path):
+    files = {"0.npy": array(5), "0.cls": b"1", "1.cls": b"0", "1.npy": array(6)}
+    stream = open_stream(write_tar(tmp_path / "x.tar", files))
+    assert [(value_of(r), r.label) for r in stream.records()] == [(5, 1), (6, 0)]
+    assert next(iter(stream.records())).name == f"{tmp_path}/x.tar/0.npy"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_array_beside_the_image_of_a_sample_is_not_taken_for_it(tmp_path, order):
+    samples = [{"0.tif": encoded(3), "0.npy": array(9)}, {"1.jpg": encoded(4), "1.f.npy": b"junk"}]
+    files = [pair for sample in samples for pair in list(sample.items())[::order]]
+    stream = open_stream(write_tar(tmp_path / "x.tar", dict(files)))
+    assert values_of(stream.records()) == [3, 4]
+    named = open_stream(tmp_path / "x.tar", image_column="npy")
+    assert values_of(named.records()) == [9]
+
+
+def test_two_arrays_of_a_sample_must_be_told_apart_by_name(tmp_path):
+    path = write_tar(tmp_path / "x.tar", {"0.a.npy": array(3), "0.b.npy": array(4)})
+    with pytest.raises(ValueError, match=r"several images in the sample '0' \(a.npy, b.npy\); nam"):
+        list(open_stream(path).records())
+    assert values_of(open_stream(path, image_column="b.npy").records()) == [4]
 
 
 def test_a_url_is_read_like_a_file(tmp_path):

@@ -13,6 +13,10 @@ MOST_HUE = 0.5  # half a turn reaches every hue
 class AugmentConfig:
     """How training images vary; the defaults are MAE pretraining's (arXiv:2111.06377, A).
 
+    RandAugment, three-augment, colour jitter and blur work on 256 levels: images of more depth (16
+    bits, floats) are rounded to 256 levels of the model's value range where one of these is on, and
+    only then. Crops, flips, turns, erasing, mixup and cutmix keep their depth.
+
     Raises:
         ValueError: if a number is out of range, or RandAugment and three-augment are both on.
     """
@@ -28,7 +32,7 @@ class AugmentConfig:
     rotate_quarters: bool = False
     """Turn by 0, 90, 180 or 270 degrees, for such pictures; by 0 or 180 where not square."""
     rand_augment: float | None = None
-    """Magnitude 0..10 of RandAugment (arXiv:1909.13719); fine-tuning recipes take 9."""
+    """Magnitude 0..10 of RandAugment (arXiv:1909.13719), on 8 bits; fine-tuning recipes take 9."""
     rand_augment_ops: int = 2
     """Operations that RandAugment draws for an image."""
     rand_augment_std: float = 0.5
@@ -36,11 +40,12 @@ class AugmentConfig:
     rand_augment_probability: float = 0.5
     """Probability that a drawn operation is applied: 0.5 in MAE's recipe, 1.0 in the paper."""
     three_augment: bool = False
-    """Gray, solarised or blurred (arXiv:2204.07118), whose recipe adds colour jitter 0.3."""
+    """Gray, solarised or blurred (arXiv:2204.07118), on 8 bits; its recipe adds jitter 0.3."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Most change of brightness, contrast, saturation (0.4: 0.6 to 1.4 times) and hue (turns)."""
+    """Most change of brightness, contrast, saturation (0.4: 0.6 to 1.4 times) and hue (turns); on 8
+    bits."""
     gaussian_blur: float = 0.0
-    """Probability of a blur with a standard deviation of 0.1 to 2 pixels."""
+    """Probability of a blur with a standard deviation of 0.1 to 2 pixels, on 8 bits."""
     erasing: float = 0.0
     """Probability that boxes of an image become noise (arXiv:1708.04896); recipes take 0.25."""
     erasing_count: int = 1

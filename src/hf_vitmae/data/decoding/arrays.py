@@ -87,7 +87,8 @@ def fitting_channels(values: np.ndarray, num_channels: int) -> Tensor:
     Raises:
         UnfitPicture: if the channels do not fit.
     """
-    image = torch.from_numpy(np.array(values))  # a copy that can be written to
+    dtype = f"={values.dtype.kind}{values.dtype.itemsize}"  # torch knows one type of each size
+    image = torch.from_numpy(values.astype(dtype))  # a copy that can be written to
     if num_channels in (1, 3) and len(values) in (1, 3):
         image = match_channels(image, num_channels)
     check_bands(len(image), num_channels)
@@ -186,6 +187,7 @@ def _is_planar(page: Any) -> bool:
 
 def _check_page(page: Any, encoded: bytes, has_range: bool) -> None:
     """Refuse a page by its tags, before it is decoded."""
+    _check_numbers(page)
     _check_type(page.dtype)
     if page.imagedepth != 1 or page.ndim not in (2, 3):
         raise UnfitPicture(f"has the shape {page.shape}, not that of one image.")
@@ -194,13 +196,21 @@ def _check_page(page: Any, encoded: bytes, has_range: bool) -> None:
     if page.is_tiled:
         check_size(page.tilelength, page.tilewidth, pixel_bytes, has_range)
     if page.compression not in (PLAIN, LZW, DEFLATE, OLD_DEFLATE):
+        name = getattr(page.compression, "name", page.compression)  # a number where unknown
         raise UnfitPicture(
-            f"is compressed as {page.compression.name}, which is not read for bands; save it with "
-            "deflate."
+            f"is compressed as {name}, which is not read for bands; save it with deflate."
         )
     if page.compression in (DEFLATE, OLD_DEFLATE):
         for start, length in zip(page.dataoffsets, page.databytecounts, strict=True):
             _check_deflated(encoded[start : start + length])
+
+
+def _check_numbers(page: Any) -> None:
+    """Refuse a page with tags of another kind: a damaged one may hold a text or a fraction."""
+    sides = (page.imagelength, page.imagewidth, page.imagedepth, page.tilelength, page.tilewidth)
+    numbers = (*sides, page.samplesperpixel, *page.dataoffsets, *page.databytecounts)
+    if not all(isinstance(number, int) for number in numbers):
+        raise UnfitPicture("has tags that are no whole numbers; remove it or save it anew.")
 
 
 def _check_deflated(segment: bytes) -> None:

@@ -5,7 +5,9 @@ Any bytes give an image or a `BadImage`, within the limits of `limits`.
 
 import io
 import warnings
+from collections import deque
 from collections.abc import Callable
+from traceback import walk_tb
 from typing import TypeVar
 
 import numpy as np
@@ -36,6 +38,9 @@ from .jpeg import Box, read_jpeg_crop, upright_size
 from .limits import SECONDS, TookTooLong, check_picture, time_limit
 
 Decoded = TypeVar("Decoded")
+
+# Pillow's readers raise these too on damaged files; raised in this package they are bugs of its.
+BUGS = (NameError, AttributeError, TypeError, AssertionError)
 
 
 class BadImage(ValueError):
@@ -145,7 +150,8 @@ def decode_stored(encoded: bytes, num_channels: int, name: str = "The image") ->
 def decode_label_map(encoded: bytes, name: str = "The label map") -> Tensor:
     """Decode one label map, the class of every pixel: bytes -> int64 (H, W).
 
-    Class ids are the values of a gray picture, of 1 to 32 bits, or the indices of a palette.
+    Class ids are the values of a gray picture, of 1 to 32 bits, the indices of a palette, or the
+    integers of a numpy file.
 
     Args:
         name: what an error calls the map.
@@ -157,6 +163,8 @@ def decode_label_map(encoded: bytes, name: str = "The label map") -> Tensor:
 
 
 def _class_ids(encoded: bytes) -> Tensor:
+    if is_npy(encoded):
+        return _array_class_ids(encoded)
     picture = Image.open(io.BytesIO(encoded))
     check_picture(picture, has_range=True)  # ids take eight bytes each
     if picture.mode not in ("1", "L", "P") and not picture.mode.startswith("I"):
@@ -165,6 +173,16 @@ def _class_ids(encoded: bytes) -> Tensor:
             "each pixel, as 8-bit or 16-bit gray (L, I;16) or as palette indices (P)."
         )
     return class_ids(picture)
+
+
+def _array_class_ids(encoded: bytes) -> Tensor:
+    values = read_npy(encoded, num_channels=1, has_range=True)  # (1, H, W)
+    if values.dtype.kind == "f" or len(values) != 1:
+        raise UnfitPicture(
+            f"is an array of {values.dtype} with {len(values)} channels, not class ids; save one "
+            "integer for each pixel, (H, W)."
+        )
+    return class_ids(values)
 
 
 def _open(encoded: bytes, num_channels: int, has_range: bool) -> Image.Image | np.ndarray:
@@ -190,7 +208,7 @@ def _stored(picture: Image.Image, num_channels: int, has_range: bool) -> Tensor:
 
 
 def _decode(encoded: bytes, read: Callable[[bytes], Decoded], name: str) -> Decoded:
-    """What `read` makes of the bytes; whatever goes wrong is a `BadImage`."""
+    """What `read` makes of the bytes; whatever is wrong with them is a `BadImage`."""
     try:
         with warnings.catch_warnings(), time_limit():
             warnings.simplefilter("ignore")  # odd EXIF or padding: the pixels are what counts
@@ -203,9 +221,18 @@ def _decode(encoded: bytes, read: Callable[[bytes], Decoded], name: str) -> Deco
             name, f"takes more than {SECONDS:g} seconds to decode; remove it or save it anew."
         ) from error
     except Exception as error:  # Pillow's readers raise of every kind on damaged files
+        if isinstance(error, BUGS) and _is_raised_here(error):
+            raise
         raise BadImage(
             name, f"cannot be decoded: {_one_line(error)}; remove it or save it anew."
         ) from error
+
+
+def _is_raised_here(error: Exception) -> bool:
+    """Whether this package raised an error itself, not a library that it called."""
+    (innermost,) = deque((frame for frame, _ in walk_tb(error.__traceback__)), maxlen=1)
+    module = innermost.f_globals.get("__name__", "")
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _one_line(error: Exception) -> str:

@@ -20,7 +20,7 @@ MAX_BYTES = 2**28  # of decoded values: 89 million pixels of 3 bytes, where Pill
 LEAST_PIXEL_BYTES = 3  # gray may become RGB
 SECONDS = 10.0
 # Their decoders hold several whole pictures beside the result.
-COSTLY_FORMATS = {"AVIF": 6, "JPEG2000": 6, "WEBP": 8}  # bytes that count for a pixel
+COSTLY_FORMATS = {"AVIF": 6, "BLP": 8, "JPEG2000": 6, "WEBP": 8}  # bytes that count for a pixel
 # Pillow draws them by starting Ghostscript, or by what Windows has installed.
 DRAWN_FORMATS = ("EPS", "WMF")
 

@@ -37,10 +37,10 @@ class SourceShard:
         return Survey(len(self.rows), 0, tuple(np.unique(labels).tolist()))
 
     def read(self, rows: Sequence[int]) -> Generator[Sample, None, None]:
-        """The samples of ascending rows."""
+        """The samples of ascending rows; what cannot be read of them is `Missing`."""
         for row in rows:
             if row < len(self.rows):
-                encoded, label, name, _ = self.source[self.rows[row]]
+                encoded, label, name, _ = self.source.record(self.rows[row])
                 picture = {"bytes": encoded, "path": None}
                 yield Sample(picture, class_name(label, self.source.class_names), name)
 

@@ -153,10 +153,6 @@ def _open(path: str) -> Iterator[pq.ParquetFile]:
         with open_bytes(path) as stream:
             with pq.ParquetFile(stream, buffer_size=PAGE_BUFFER, pre_buffer=False) as file:
                 yield file
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"The shard {path!r} is not there; put it back, or open the source anew."
-        ) from None
     except READ_ERRORS as error:
         if path in str(error):  # it says already what is wrong
             raise

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
-import fsspec
 from tqdm import tqdm
 
+from hf_vitmae.data.remote import is_remote, open_remote, remote_stamp
 from hf_vitmae.whole_or_absent import write_whole
 
 Label = str | int | bool
@@ -156,28 +156,28 @@ def sorted_classes(labels: Iterable[Label]) -> tuple[str, ...]:
     return tuple(str(label) for label in sorted(cast(set[int], distinct)))
 
 
-def is_remote(path: str) -> bool:
-    """Whether a path is a URL."""
-    return "://" in path
-
-
 def open_bytes(path: str) -> BinaryIO:
-    """Open a file or a URL."""
-    if not is_remote(path):
+    """Open a file or a URL.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: naming it, if it is not there or cannot be read.
+    """
+    if is_remote(path):
+        return open_remote(path)
+    try:
         return open(path, "rb")
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    return filesystem.open(inside, "rb")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"The shard '{path}' is not there; put it back, or open the source anew."
+        ) from None
 
 
 def file_stamp(path: str) -> str:
     """The size of a file and when it was changed, as far as its place tells."""
-    if not is_remote(path):
-        status = os.stat(path)
-        return f"{status.st_size} {status.st_mtime_ns}"
-    filesystem, inside = fsspec.core.url_to_fs(path)
-    info = filesystem.info(inside)
-    known = ("size", "etag", "ETag", "mtime", "last_modified", "LastModified", "created")
-    return " ".join(str(info[word]) for word in known if info.get(word) is not None)
+    if is_remote(path):
+        return remote_stamp(path)
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def unreadable(name: str, kind: str, error: BaseException) -> ValueError:

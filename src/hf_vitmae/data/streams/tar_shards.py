@@ -7,13 +7,14 @@ skipped is not read.
 import json
 import re
 import tarfile
-from collections.abc import Callable, Container, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from hf_vitmae.data.columns import IMAGE_NAMES, LABEL_NAMES
-from hf_vitmae.data.files import IMAGE_SUFFIXES
+from hf_vitmae.data.files import IMAGE_SUFFIXES, is_array
+from hf_vitmae.data.remote import is_remote
 
 from .shards import (
     READ_ERRORS,
@@ -23,7 +24,6 @@ from .shards import (
     Shard,
     Survey,
     file_stamp,
-    is_remote,
     open_bytes,
     survey_labels,
     unreadable,
@@ -46,7 +46,8 @@ class TarShard:
     """One tar.
 
     Args:
-        image: the extension of the images; found where a sample has a single image.
+        image: the extension of the images; found where a sample has a single image. An array of
+            numpy is one where there is no other: beside it, it holds features.
         label: the extension of the labels' file, or a name inside the json file; `cls` or a usual
             name in the json file when left out.
     """
@@ -92,24 +93,26 @@ class TarShard:
             if match is None:
                 continue
             if match["key"] != key:
-                if key is not None and any(map(self._is_image, contents)):
+                if key is not None and self._images(contents):
                     yield _Group(row, key, contents)
                     row += 1
                 key, contents = match["key"], {}
             extension = match["extension"].lower()
-            is_read = self._is_image(extension) and row in wanted
+            is_read = bool(self._images([extension])) and row in wanted
             is_read |= self.use_labels and extension in (*LABEL_EXTENSIONS, self.label)
             contents[extension] = _content(tar, member) if is_read else None
-        if key is not None and any(map(self._is_image, contents)):
+        if key is not None and self._images(contents):
             yield _Group(row, key, contents)
 
-    def _is_image(self, extension: str) -> bool:
+    def _images(self, extensions: Collection[str]) -> list[str]:
+        """Which of the files of a sample may be its image."""
         if self.image is not None:
-            return extension == self.image.lower()
-        return "." + extension.rpartition(".")[2] in IMAGE_SUFFIXES
+            return [extension for extension in extensions if extension == self.image.lower()]
+        pictures = [e for e in extensions if f".{e.rpartition('.')[2]}" in IMAGE_SUFFIXES]
+        return pictures or [e for e in extensions if is_array(f".{e}")]
 
     def _sample(self, group: _Group) -> Sample:
-        images = [extension for extension in group.contents if self._is_image(extension)]
+        images = self._images(group.contents)
         usual = [extension for extension in IMAGE_NAMES if extension in images]
         if len(images) > 1 and not usual:
             raise ValueError(
@@ -181,12 +184,11 @@ def _number_or_text(content: bytes) -> Label | None:
 def _open(path: str) -> Iterator[tarfile.TarFile]:
     """Open a tar; whatever then goes wrong in reading it names it."""
     try:
-        with open_bytes(path) as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
-            yield tar
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"The shard {path!r} is not there; put it back, or open the source anew."
-        ) from None
+        with open_bytes(path) as stream:
+            stream.read(1)  # here, since tarfile takes an error of reading for another compression
+            stream.seek(0)
+            with tarfile.open(fileobj=stream, mode="r:*") as tar:
+                yield tar
     except (*READ_ERRORS, tarfile.TarError) as error:
         if path in str(error):  # it says already what is wrong
             raise
