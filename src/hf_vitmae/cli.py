@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(verb, error, code=1)
     except (KeyboardInterrupt, interrupts.Interrupted) as interruption:
         code = getattr(interruption, "exit_code", 128 + signal.SIGINT)
-        return _report(verb, "interrupted; the same command goes on where it stopped", code)
+        return _report(verb, "interrupted; the same command goes on from the last checkpoint", code)
     return 0
 
 

@@ -168,16 +168,16 @@ def make_model(
 
 def make_finish(
     recipe: FinetuneRecipe, processor: VitMaeImageProcessor
-) -> Callable[[VitMaeForImageClassification], VitMaeForImageClassification] | None:
-    """What writes the adapters of a trained model and gives the plain model to save; None where all
-    weights are trained.
-    """
+) -> Callable[[VitMaeForImageClassification], VitMaeForImageClassification]:
+    """The trained model -> the plain one to save; of LoRA, it writes the adapters on the way."""
 
     def finish(model: VitMaeForImageClassification) -> VitMaeForImageClassification:
+        if not recipe.lora_rank:
+            return model
         save_adapter(recipe.output_dir / ADAPTER, model, processor, recipe.model)
         return merged(model)
 
-    return finish if recipe.lora_rank else None
+    return finish
 
 
 def make_targets(recipe: FinetuneRecipe, num_classes: int) -> Callable[[Batch], Batch]:

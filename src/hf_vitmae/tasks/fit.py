@@ -58,7 +58,7 @@ def fit(
     best: Best,
     *,
     num_noise: int | None = None,
-    finish: Callable[[Model], Model] | None = None,
+    finish: Callable[[Model], Model] = lambda trained: trained,
 ) -> Trained[Model]:
     """Train the model as the recipe says, or go on where an earlier start of the same command
     stopped.
@@ -71,35 +71,25 @@ def fit(
         finish: the trained model -> the one to save; called on the main process.
 
     Raises:
-        ValueError: if the model cannot tell positions apart, the folder is in use or belongs to
-            another run, or too many images are bad.
-        OutOfMemory: saying what to lower.
-        FloatingPointError, Interrupted: as `train`.
+        ValueError: if the model cannot tell positions apart, or the folder is not this run's.
+        OutOfMemory: saying what to lower; and what `train` raises.
     """
     check_positions(model, model.config.image_pair, model.config.num_channels)
     if recipe.best_model and not evaluators:
         raise ValueError("`best_model` needs held-out images; there are none to evaluate on.")
     with run_lock(recipe.output_dir) if accelerator.is_main_process else nullcontext():
-        run = _open_run(recipe, accelerator)
-        if isinstance(source, StreamSource) and source.memory and accelerator.is_main_process:
-            source.memory.write()
-        transform = _train_transform(recipe, model.config.image_pair, processor)
-        batches = partial(
-            _micro_batches, recipe, accelerator, transform, source, bad_images, num_noise
-        )
+        seen = (_train_transform(recipe, model, processor), source, bad_images, num_noise)
+        batches = partial(_micro_batches, recipe, accelerator, *seen)
         loop = _plan_loop(recipe, accelerator, model, source, prepare, batches, best)
-        plain = _shard(recipe, accelerator, model)
         batch = loop.effective_batch(accelerator.num_processes)
-        peak_lr = effective_lr(recipe.optim.base_lr, batch)
+        schedule = _schedule(recipe, loop, batch)
+        run = _open_run(recipe, accelerator, source)
+        plain = _shard(recipe, accelerator, model)
         with explaining_out_of_memory(lambda: _what_to_lower(recipe, accelerator, model, loop)):
             metrics = train(
                 model,
                 build_optimizer(model, recipe.optim, batch),
-                cosine_schedule(
-                    loop.steps,
-                    recipe.optim.num_warmup_steps(loop.steps),
-                    recipe.optim.min_lr / peak_lr,
-                ),
+                schedule,
                 accelerator=accelerator,
                 batches=partial(batches, loop.batch_size),
                 prepare=prepare,
@@ -112,18 +102,28 @@ def fit(
             )
         trained = _gather(model, plain, accelerator)
         if accelerator.is_main_process:
-            trained = trained if finish is None else finish(trained)
+            trained = finish(trained)
             save_model(run.model, trained, processor)
         accelerator.wait_for_everyone()
     return Trained(run, metrics, trained)
 
 
-def _open_run(recipe: TaskRecipe, accelerator: Accelerator) -> RunFolder:
+def _schedule(recipe: TaskRecipe, loop: LoopConfig, batch: int) -> Callable[[int], float]:
+    """Step -> factor on the learning rate of an effective batch."""
+    peak_lr = effective_lr(recipe.optim.base_lr, batch)
+    warmup = recipe.optim.num_warmup_steps(loop.steps)
+    return cosine_schedule(loop.steps, warmup, recipe.optim.min_lr / peak_lr)
+
+
+def _open_run(recipe: TaskRecipe, accelerator: Accelerator, source: AnySource) -> RunFolder:
+    """The run's folder, with what the shards of a stream hold."""
     with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            free = FREE_FIELDS | set(recipe.allow_change)
-            return RunFolder.open(recipe.output_dir, recipe, free)
-        return RunFolder(recipe.output_dir)
+        if not accelerator.is_main_process:
+            return RunFolder(recipe.output_dir)
+        run = RunFolder.open(recipe.output_dir, recipe, FREE_FIELDS | set(recipe.allow_change))
+        if isinstance(source, StreamSource) and source.memory:
+            source.memory.write()
+        return run
 
 
 def _plan_loop(
@@ -178,11 +178,11 @@ def _what_to_lower(
 
 
 def _train_transform(
-    recipe: TaskRecipe, image_size: tuple[int, int], processor: VitMaeImageProcessor
+    recipe: TaskRecipe, model: VitMaePreTrainedModel, processor: VitMaeImageProcessor
 ) -> Transform:
     return train_transform(
         recipe.augment,
-        image_size,
+        model.config.image_pair,
         processor.num_channels,
         processor.image_mean,
         processor.image_std,
