@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -74,7 +75,7 @@ def serve() -> None:
             continue
         process = os.fork()
         if process == 0:
-            os.setsid()
+            os.setpgid(0, 0)
             signal.signal(signal.SIGINT, signal.default_int_handler)  # not that of a shell's "&"
             output = os.open(question["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             for descriptor in (1, 2):
@@ -82,6 +83,8 @@ def serve() -> None:
             if question["batches"]:
                 fit.train_batches = recorded(fit.train_batches, Path(question["batches"]))
             os._exit(main(question["start"]))
+        with suppress(PermissionError):  # who of the two comes first is open
+            os.setpgid(process, process)
         print(process, flush=True)
 
 

@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from .fork_server import ForkServer
 from .runs import end_group, is_running, last_step, last_tensors, log_without_clock, wait_for
 
-STEPS = 60
+STEPS = 90
 KILLS, KILLS_IN_A_SAVE = 20, 8
 TERMINATIONS = 20
 LONG = 100_000  # steps that no test waits for
@@ -75,32 +76,46 @@ def test_sigkill_between_two_checkpoints(server, flat_folder: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_sigkill_at_random_moments(server, whole, flat_folder: Path, tmp_path: Path):
-    """Twenty kills, eight of them or more while a checkpoint is being written."""
+    """Twenty kills, eight of them or more while a checkpoint is being written, in as many runs as
+    it takes; each run is started again until it is done.
+    """
     draw = random.Random(0)
-    run, batches = tmp_path / "run", tmp_path / "batches"
-    kills = in_a_save = 0
-    while True:
-        process = server.start(command(run, flat_folder), tmp_path / "said", batches)
-        if kills >= KILLS and in_a_save >= KILLS_IN_A_SAVE:
-            break
-        start = last_step(run)
-        wait_for(lambda p=process, s=start: last_step(run) != s or not is_running(p), "a step")
-        if in_a_save < KILLS_IN_A_SAVE and draw.random() < 0.7:
-            wait_for(
-                lambda p=process: list(run.glob("checkpoints/.unfinished*")) or not is_running(p),
-                "a save",
-            )
-            time.sleep(draw.random() * 0.01)
-        else:
-            time.sleep(draw.random() * 0.3)
-        assert is_running(process), f"the run ended before all kills: {kills}, {in_a_save}"
-        end_group(process, signal.SIGKILL)
-        assert server.wait(process) == -signal.SIGKILL
-        kills += 1
-        in_a_save += bool(list(run.glob("checkpoints/.unfinished*")))
-        assert not (run / "model").exists()
-    assert server.wait(process) == 0, (tmp_path / "said").read_text()
-    assert_same(run, batches, whole)
+    kills = in_a_save = runs = 0
+    while kills < KILLS or in_a_save < KILLS_IN_A_SAVE:
+        run, batches = tmp_path / f"run-{runs}", tmp_path / f"batches-{runs}"
+        status = -signal.SIGKILL
+        while status == -signal.SIGKILL:
+            process = server.start(command(run, flat_folder), tmp_path / "said", batches)
+            start = last_step(run)
+            wait_for_a_step(run, start, process)
+            if draw.random() < 0.6:
+                wait_for(partial(is_saving_or_over, run, process), "a save")
+                time.sleep(draw.random() * 0.01)
+            else:
+                time.sleep(draw.random() * 0.2)
+            if kills < KILLS or in_a_save < KILLS_IN_A_SAVE:
+                end_group(process, signal.SIGKILL)  # of a run that has ended, too: its workers
+            status = server.wait(process)
+            kills += status == -signal.SIGKILL
+            in_a_save += status == -signal.SIGKILL and unfinished(run)
+        assert status == 0, (tmp_path / "said").read_text()
+        assert_same(run, batches, whole)
+        runs += 1
+    print(f"{kills} kills in {runs} runs, {in_a_save} of them in a save")
+
+
+def wait_for_a_step(run: Path, start: int, process: int) -> None:
+    """Until the log's last step is another one than at the start, or the run has ended."""
+    wait_for(lambda: last_step(run) != start or not is_running(process), "a step")
+
+
+def is_saving_or_over(run: Path, process: int) -> bool:
+    return unfinished(run) or not is_running(process)
+
+
+def unfinished(run: Path) -> bool:
+    """Whether a checkpoint is being written, or was when the run was killed."""
+    return bool(list(run.glob("checkpoints/.unfinished*")))
 
 
 @pytest.mark.slow
@@ -115,7 +130,7 @@ def test_a_signal_at_random_moments_loses_no_step(
         arguments = command(run, flat_folder, LONG, workers)
         process = server.start([*arguments, "--eval-every", "4"], tmp_path / "said")
         start = last_step(run)
-        wait_for(lambda p=process, s=start: last_step(run) != s or not is_running(p), "a step")
+        wait_for_a_step(run, start, process)
         time.sleep(draw.random() * 0.5)
         assert is_running(process), (tmp_path / "said").read_text()
         end_group(process, signum)
@@ -134,7 +149,7 @@ def test_terminated_and_started_again_is_the_uninterrupted_run(
     while status == 143:
         process = server.start(command(run, flat_folder), tmp_path / "said", batches)
         start = last_step(run)
-        wait_for(lambda p=process, s=start: last_step(run) != s or not is_running(p), "a step")
+        wait_for_a_step(run, start, process)
         time.sleep(draw.random() * 0.3)
         if is_running(process) and last_step(run) < STEPS - 3:
             end_group(process, signal.SIGTERM)

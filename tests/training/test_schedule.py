@@ -9,6 +9,7 @@ from hf_vitmae.training.schedule import (
     cosine_scheduler,
     cosine_with_warmup,
     set_learning_rate,
+    stable_schedule,
 )
 
 
@@ -56,3 +57,29 @@ def test_the_torch_scheduler_gives_the_same_rates():
 def test_an_impossible_schedule_is_refused(arguments: tuple, words: str):
     with pytest.raises(ValueError, match=words):
         cosine_schedule(*arguments)
+
+
+def test_warm_stable_decay_by_hand():
+    factor = stable_schedule(100, 4, 20, 0.1)
+    assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert {factor(step) for step in range(4, 81)} == {1.0}
+    assert [factor(step) for step in (90, 99, 100, 500)] == pytest.approx([0.55, 0.145, 0.1, 0.1])
+
+
+def test_a_longer_run_begins_as_the_shorter_one():
+    short, long = stable_schedule(100, 4, 20), stable_schedule(1000, 4, 200)
+    assert [short(step) for step in range(81)] == [long(step) for step in range(81)]
+    assert short(81) < long(81)
+
+
+def test_a_run_without_decay_stays_level():
+    assert stable_schedule(10)(9) == 1.0
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [((10, 6, 5), "6 steps of warm-up and 5 of decay"), ((10, 1, 1, 2.0), "2.0")],
+)
+def test_an_impossible_stretch_is_refused(arguments: tuple, words: str):
+    with pytest.raises(ValueError, match=words):
+        stable_schedule(*arguments)

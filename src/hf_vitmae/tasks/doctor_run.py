@@ -122,7 +122,7 @@ def _read_log(run: RunFolder) -> tuple[Log, Finding]:
         log = run.read_metrics()
     except (OSError, ValueError, AttributeError) as error:
         return [], Finding("log", "damaged", f"{run.metrics} cannot be read: {error}")
-    losses = [record for record in log if "loss" in record]
+    losses = [record for record in log if record.get("loss") is not None]
     bad = [record["step"] for record in losses if not _is_finite(record["loss"])]
     skipped = max((record.get("skipped_steps", 0) for record in log), default=0)
     words = f"{len(losses)} logged losses, {len(bad)} of them not finite"

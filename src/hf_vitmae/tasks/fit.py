@@ -24,10 +24,9 @@ from hf_vitmae.training.guard import check_positions
 from hf_vitmae.training.loop import Evaluator, train
 from hf_vitmae.training.loop_config import Best, LoopConfig
 from hf_vitmae.training.memory import OPTIMIZER_COPIES, explaining_out_of_memory
-from hf_vitmae.training.optim import build_optimizer, effective_lr
+from hf_vitmae.training.optim import build_optimizer
 from hf_vitmae.training.run_folder import FREE_FIELDS, RunFolder
 from hf_vitmae.training.run_lock import run_lock
-from hf_vitmae.training.schedule import cosine_schedule
 from hf_vitmae.training.sharding import shard_model, wants_sharding, whole_state, without_weights
 
 
@@ -82,7 +81,7 @@ def fit(
         batches = partial(_micro_batches, recipe, accelerator, *seen)
         loop = _plan_loop(recipe, accelerator, model, source, prepare, batches, best)
         batch = loop.effective_batch(accelerator.num_processes)
-        schedule = _schedule(recipe, loop, batch)
+        schedule = recipe.optim.make_schedule(loop.steps, batch)
         run = _open_run(recipe, accelerator, source)
         plain = _shard(recipe, accelerator, model)
         with explaining_out_of_memory(lambda: _what_to_lower(recipe, accelerator, model, loop)):
@@ -106,13 +105,6 @@ def fit(
             save_model(run.model, trained, processor)
         accelerator.wait_for_everyone()
     return Trained(run, metrics, trained)
-
-
-def _schedule(recipe: TaskRecipe, loop: LoopConfig, batch: int) -> Callable[[int], float]:
-    """Step -> factor on the learning rate of an effective batch."""
-    peak_lr = effective_lr(recipe.optim.base_lr, batch)
-    warmup = recipe.optim.num_warmup_steps(loop.steps)
-    return cosine_schedule(loop.steps, warmup, recipe.optim.min_lr / peak_lr)
 
 
 def _open_run(recipe: TaskRecipe, accelerator: Accelerator, source: AnySource) -> RunFolder:

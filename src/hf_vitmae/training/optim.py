@@ -6,11 +6,14 @@ the HF `Trainer`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.optim import AdamW
+
+from hf_vitmae.training.schedule import cosine_schedule, stable_schedule
 
 REFERENCE_BATCH = 256  # base learning rates are quoted for this many images a step
 
@@ -29,7 +32,9 @@ class OptimConfig:
         layer_decay: learning-rate factor from one encoder layer to the one below it; 1.0 is off.
         warmup_share: linear warm-up, as a share of all steps.
         warmup_steps: linear warm-up in steps; takes the place of `warmup_share`.
-        min_lr: where the cosine ends (before layer-wise decay).
+        schedule: after the warm-up, half a cosine, or level and then a linear decay.
+        decay_share: the decay of the latter, as a share of all steps.
+        min_lr: where the schedule ends (before layer-wise decay).
         clip_grad_norm: largest norm of the gradient; None, as in the paper, never clips.
 
     Raises:
@@ -43,6 +48,8 @@ class OptimConfig:
     layer_decay: float = 1.0
     warmup_share: float = 0.05
     warmup_steps: int | None = None
+    schedule: Literal["cosine", "warm-stable-decay"] = "cosine"
+    decay_share: float = 0.2
     min_lr: float = 0.0
     clip_grad_norm: float | None = None
 
@@ -54,6 +61,7 @@ class OptimConfig:
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "in (0, 1]")
         _require(0 <= self.warmup_share <= 1, "warmup_share", self.warmup_share, "in [0, 1]")
         _require((self.warmup_steps or 0) >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        _require(0 <= self.decay_share <= 1, "decay_share", self.decay_share, "in [0, 1]")
         _require(self.min_lr >= 0, "min_lr", self.min_lr, "0 or more")
         clip = self.clip_grad_norm
         _require(clip is None or clip > 0, "clip_grad_norm", clip, "above 0, or None")
@@ -63,6 +71,19 @@ class OptimConfig:
         if self.warmup_steps is not None:
             return self.warmup_steps
         return round(self.warmup_share * total_steps)
+
+    def make_schedule(self, total_steps: int, effective_batch: int) -> Callable[[int], float]:
+        """Step -> factor on the learning rate of a run.
+
+        Raises:
+            ValueError: if its parts do not fit into the run.
+        """
+        warmup = self.num_warmup_steps(total_steps)
+        min_ratio = self.min_lr / effective_lr(self.base_lr, effective_batch)
+        if self.schedule == "cosine":
+            return cosine_schedule(total_steps, warmup, min_ratio)
+        decay = round(self.decay_share * total_steps)
+        return stable_schedule(total_steps, warmup, decay, min_ratio)
 
 
 def _require(holds: bool, field: str, value: object, allowed: str) -> None:

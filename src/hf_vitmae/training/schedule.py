@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the step, so that a checkpoint need not hold it.
 
-Linear warm-up, then half a cosine (arXiv:2111.06377, appendix A; arXiv:1608.03983).
+Linear warm-up, then half a cosine (arXiv:2111.06377, appendix A; arXiv:1608.03983), or a long level
+stretch and a short decay (warm-stable-decay, arXiv:2404.06395), whose level part can be prolonged.
 """
 
 import math
@@ -37,11 +38,43 @@ def cosine_schedule(
         raise ValueError(
             f"{warmup_steps} warm-up steps do not fit into a run of {total_steps} steps; use fewer."
         )
+    _check_min_ratio(min_ratio)
+    return lambda step: cosine_with_warmup(step, total_steps, warmup_steps, min_ratio)
+
+
+def stable_schedule(
+    total_steps: int, warmup_steps: int = 0, decay_steps: int = 0, min_ratio: float = 0.0
+) -> Callable[[int], float]:
+    """Warm-stable-decay: step, counted from 0, -> factor on the peak learning rate.
+
+    It rises as `cosine_with_warmup` does, stays at 1, and in the last `decay_steps` falls linearly
+    to `min_ratio` at `total_steps`, where it stays. Up to the decay the factors do not depend on
+    `total_steps`: a checkpoint from there goes on to any length.
+
+    Raises:
+        ValueError: if warm-up and decay are longer than the run, or `min_ratio` is not in [0, 1].
+    """
+    if warmup_steps < 0 or decay_steps < 0 or warmup_steps + decay_steps > total_steps:
+        raise ValueError(
+            f"{warmup_steps} steps of warm-up and {decay_steps} of decay do not fit into a run of "
+            f"{total_steps} steps; use fewer."
+        )
+    _check_min_ratio(min_ratio)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        left = max(0, total_steps - step)
+        return 1.0 if left >= decay_steps else min_ratio + (1 - min_ratio) * left / decay_steps
+
+    return factor
+
+
+def _check_min_ratio(min_ratio: float) -> None:
     if not 0 <= min_ratio <= 1:
         raise ValueError(
             f"The learning rate would end at {min_ratio} times its peak; lower `min_lr`."
         )
-    return lambda step: cosine_with_warmup(step, total_steps, warmup_steps, min_ratio)
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
