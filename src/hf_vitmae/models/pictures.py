@@ -185,12 +185,13 @@ def exif_orientation(picture: Image.Image) -> int:
 
 
 def is_undecoded_jpeg(picture: Image.Image) -> bool:
-    """Whether a picture is a JPEG in memory, gray or RGB, as it was opened: no CMYK, no MPO.
-
-    Files on a disk are left to Pillow, which closes them when it decodes them.
+    """Whether a picture is a JPEG in memory or of a path, gray or RGB, as it was opened: no CMYK,
+    no MPO. What else it may be read from, such as a file that the user opened, is left to Pillow.
     """
-    is_plain = picture.format == "JPEG" and picture.mode in ("L", "RGB")
-    if not is_plain or not isinstance(getattr(picture, "fp", None), io.BytesIO):
+    if picture.format != "JPEG" or picture.mode not in ("L", "RGB"):
+        return False
+    file = getattr(picture, "fp", None)
+    if not isinstance(file, io.BytesIO) and not _is_own_file(picture, file):
         return False
     return bool(getattr(picture, "tile", ())) and not getattr(picture, "decoderconfig", ())  # draft
 
@@ -198,14 +199,32 @@ def is_undecoded_jpeg(picture: Image.Image) -> bool:
 def decode_jpeg(picture: Image.Image, reduction: int = 1) -> np.ndarray:
     """The pixels of an undecoded JPEG as they are stored: uint8 (H, W) or (H, W, 3).
 
-    The picture itself stays undecoded.
+    The picture itself stays undecoded; its file is closed, as decoding would close it.
 
     Args:
         reduction: how many times smaller it comes, each side rounded up: 1, 2, 4 or 8.
     """
-    encoded = getattr(picture, "fp").getvalue()  # noqa: B009
+    encoded = _read_encoded(picture)
     pixels = _by_simplejpeg(encoded, picture, reduction)
     return _by_pillow(encoded, reduction) if pixels is None else pixels
+
+
+def _is_own_file(picture: Image.Image, file: Any) -> bool:
+    """Whether Pillow opened the picture's file itself, by its path."""
+    is_file = isinstance(file, io.BufferedReader) and not file.closed
+    return is_file and getattr(picture, "_exclusive_fp", False)
+
+
+def _read_encoded(picture: Image.Image) -> bytes:
+    """The bytes of an undecoded JPEG; of a file they take its place in the picture."""
+    file: Any = getattr(picture, "fp")  # noqa: B009
+    if isinstance(file, io.BytesIO):
+        return file.getvalue()
+    with file:
+        file.seek(0)
+        encoded = file.read()
+    setattr(picture, "fp", io.BytesIO(encoded))  # noqa: B010
+    return encoded
 
 
 def turn_upright(pixels: np.ndarray, picture: Image.Image) -> np.ndarray:

@@ -93,7 +93,10 @@ def resize(image: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         return resize_nearest(image, size)
     native = image.is_floating_point() or (image.dtype == torch.uint8 and image.is_cpu)
     values = image if native else image.float()
-    values = F.interpolate(values[None], size, mode=mode, antialias=True)[0]
+    # Written so that torch sees a batch whose channels lie side by side where the image's do:
+    # `image[None]` hides that from it, and it would sort the pixels into planes first.
+    batch = values.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # (1, C, H, W)
+    values = F.interpolate(batch, size, mode=mode, antialias=True)[0].contiguous()  # (C, *size)
     return values if native else values.round().clamp(0, FULL_RANGE[image.dtype]).to(image.dtype)
 
 

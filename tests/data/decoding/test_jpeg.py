@@ -137,6 +137,27 @@ def test_it_works_where_simplejpeg_cannot_be_imported(monkeypatch):
     assert torch.equal(image, by_pillow(encoded))
 
 
+def test_a_jpeg_opened_by_its_path_is_read_closed_and_still_a_picture(decoder, tmp_path):
+    encoded = encode(photograph(20, 30), 6)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded)
+    picture = Image.open(path)
+    file: Any = getattr(picture, "fp")  # noqa: B009
+    assert torch.equal(pictures.picture_to_tensor(picture, 3), by_pillow(encoded))
+    assert file.closed
+    assert torch.equal(pictures.picture_to_tensor(picture, 3), by_pillow(encoded))  # once more
+    assert picture.tobytes() == Image.open(io.BytesIO(encoded)).tobytes()  # decoded by itself now
+
+
+def test_a_jpeg_in_a_file_that_the_user_opened_stays_open(decoder, tmp_path):
+    encoded = encode(photograph(20, 30), 6)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(encoded)
+    with path.open("rb") as file:
+        assert torch.equal(pictures.picture_to_tensor(Image.open(file), 3), by_pillow(encoded))
+        assert not file.closed
+
+
 @pytest.mark.parametrize("kind", ["CMYK", "MPO", "PNG", "four bands"])
 def test_what_is_no_plain_jpeg_goes_to_pillow(kind, monkeypatch):
     monkeypatch.setattr(pictures, "decode_jpeg", None)  # calling it would raise

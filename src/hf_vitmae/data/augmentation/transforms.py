@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 
 from hf_vitmae.data.decoding.decode import decode, decode_crop
 from hf_vitmae.data.decoding.jpeg import even_box, may_be_halved
 from hf_vitmae.models.pictures import ValueRange
-from hf_vitmae.models.resizing import resize_nearest
+from hf_vitmae.models.resizing import resize, resize_nearest
 
 CROP_ATTEMPTS = 10  # then the largest allowed crop in the centre
 
@@ -166,7 +165,7 @@ class TrainTransform:
 
     def _resize(self, crop: Tensor, is_flipped: bool) -> Tensor:
         """uint8, or float32 in 0..255: (C, h, w) -> (C, *image_size)."""
-        crop = F.interpolate(crop[None], size=self.image_size, mode="bicubic", antialias=True)[0]
+        crop = resize(crop, self.image_size, "bicubic")
         if crop.is_floating_point():
             crop = crop.clamp(0, 255)  # where bicubic overshoots; uint8 cannot
         return crop.flip(-1) if is_flipped else crop
