@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_vitmae.convert.converted import Converted
 from hf_vitmae.convert.pickles import load_pickle
@@ -26,7 +27,6 @@ from hf_vitmae.models.modeling_vitmae import (
     VitMaePreTrainedModel,
 )
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HEADS_OF_WIDTH = {width: heads for width, _, heads, _, _ in SIZES.values()}
 HEAD_WIDTH = 64  # of the standard sizes but for huge
 DECODER_HEADS = 16  # of every released decoder
@@ -200,7 +200,7 @@ def _config(
     projection = weights["patch_embed.proj.weight"]
     width, channels, *patch = projection.shape
     side = _grid_side(weights)
-    has_statistics = channels == len(IMAGENET_MEAN)
+    has_statistics = channels == len(IMAGENET_DEFAULT_MEAN)
     fields: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": _depth(weights, "blocks"),
@@ -211,8 +211,8 @@ def _config(
         "num_channels": channels,
         "pooling": "mean" if _has_mean(weights) else "cls",
         "position_embedding": "sincos" if _are_fixed(ours, side) else "learned",
-        "image_mean": IMAGENET_MEAN if has_statistics else 0.5,
-        "image_std": IMAGENET_STD if has_statistics else 0.5,
+        "image_mean": IMAGENET_DEFAULT_MEAN if has_statistics else 0.5,
+        "image_std": IMAGENET_DEFAULT_STD if has_statistics else 0.5,
     }
     if "head.weight" in weights:
         fields["num_labels"] = _size(weights, "head.weight")

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from hf_vitmae.data.augmentation.transforms import EvalTransform
@@ -21,6 +20,7 @@ from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.training import interrupts
 from hf_vitmae.training.bad_images import BadImages, Split
+from hf_vitmae.training.processes import on_main, shared_errors
 from hf_vitmae.training.run_folder import RunFolder
 
 Batch = dict[str, Tensor]
@@ -57,18 +57,13 @@ def open_sources(
     )
     if accelerator.num_processes == 1:
         return open_them()
-    opened, error = None, None
-    if accelerator.is_main_process:
-        try:
+    opened = None
+    with shared_errors(accelerator):
+        if accelerator.is_main_process:
             opened = open_them()
             if isinstance(opened[0], StreamSource):
                 opened[0].check_processes(accelerator.num_processes)
-        except (ValueError, OSError) as raised:  # the others wait to hear of it
-            error = raised
-    surveys, error = broadcast_object_list([memory.surveys, error])
-    if error is not None:
-        raise error
-    memory.surveys.update(surveys)
+    memory.surveys.update(on_main(accelerator, lambda: memory.surveys))
     return opened or open_them()
 
 

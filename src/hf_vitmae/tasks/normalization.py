@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from hf_vitmae.data.measure import Tally, measure_all, spread_sample
 from hf_vitmae.data.mixture import AnySource
@@ -17,11 +17,12 @@ from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.tasks.start import CheckpointRecipe
+from hf_vitmae.training.processes import on_main
 
 NONE, AUTO, IMAGENET = "none", "auto", "imagenet"
 SAMPLE = 1000  # images that `auto` measures at most: seconds, and mean and std are within a percent
 IMAGENET_STATISTICS = PixelStatistics(
-    mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), range=(0.0, 255.0)
+    mean=tuple(IMAGENET_DEFAULT_MEAN), std=tuple(IMAGENET_DEFAULT_STD), range=(0.0, 255.0)
 )
 
 
@@ -48,7 +49,8 @@ def pixel_statistics(
             "normalisation that they were trained with; leave it out, or add --from-scratch."
         )
     if stats == AUTO:
-        statistics = _measure_once(accelerator, source, num_channels, recipe.data.num_workers)
+        num_workers = recipe.data.num_workers
+        statistics = on_main(accelerator, lambda: _measure(source, num_channels, num_workers))
     else:
         statistics = IMAGENET_STATISTICS if stats == IMAGENET else read_statistics(Path(stats))
     fitting = statistics.for_channels(num_channels)
@@ -84,25 +86,6 @@ def new_processor(config: VitMaeConfig, statistics: PixelStatistics | None) -> V
     """The image processor of a model that `with_statistics` configured."""
     settings = VitMaeImageProcessor.for_model(config).to_dict()
     return VitMaeImageProcessor(**settings | processor_options(statistics))
-
-
-def _measure_once(
-    accelerator: Accelerator, source: AnySource, num_channels: int, num_workers: int
-) -> PixelStatistics:
-    """Measure on the main process, for all of them."""
-    statistics: PixelStatistics | None = None
-    error: Exception | None = None
-    if accelerator.is_main_process:
-        try:
-            statistics = _measure(source, num_channels, num_workers)
-        except (ValueError, OSError) as raised:  # the others wait to hear of it
-            error = raised
-    if accelerator.num_processes > 1:
-        statistics, error = broadcast_object_list([statistics, error])
-    if error is not None:
-        raise error
-    assert statistics is not None
-    return statistics
 
 
 def _measure(source: AnySource, num_channels: int, num_workers: int) -> PixelStatistics:

@@ -7,12 +7,14 @@ A run may be sharded by FSDP2 (`fully_shard`): each process then has a part of e
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from hf_vitmae.training.sharding import placed_like, whole
 
 Files = dict[str, dict[str, Tensor]]
 """Name of a file -> what it holds, by name."""
@@ -35,11 +37,11 @@ def gather(files: Mapping[str, Mapping[str, Tensor]], keep: bool) -> Files:
     seen: set[int] = set()
     for file, tensors in files.items():
         for name, tensor in tensors.items():
-            whole = _whole(tensor.detach())
-            if not _is_finite(whole):
+            value = whole(tensor.detach())
+            if not _is_finite(value):
                 spoilt.append(f"{name} in {file}")
             if keep:
-                gathered[file][name] = _apart(whole.to("cpu").contiguous(), seen)
+                gathered[file][name] = _apart(value.to("cpu").contiguous(), seen)
     if spoilt:
         raise FloatingPointError(
             f"{spoilt[0]} holds nan or inf ({len(spoilt)} tensors in all do), so it is not saved; "
@@ -76,7 +78,7 @@ def fill(path: Path, targets: Mapping[str, Tensor]) -> None:
     """Read tensors in place, one at a time; a process keeps its own part of a sharded one."""
     with safe_open(path, framework="pt") as file:
         for name, target in targets.items():
-            target.copy_(_placed_like(file.get_tensor(name), target))
+            target.copy_(placed_like(file.get_tensor(name), target))
 
 
 def optimizer_state(
@@ -113,7 +115,7 @@ def read_optimizer_state(
             )
         parameter = parameters[places[name]]
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value = _placed_like(value, parameter)
+            value = placed_like(value, parameter)
         per_parameter.setdefault(places[name], {})[key] = value
     return per_parameter
 
@@ -123,25 +125,6 @@ def _saved_values(tensors: Path, scalars: Path) -> Iterator[tuple[str, Any]]:
         for name in file.keys():
             yield name, file.get_tensor(name)
     yield from json.loads(scalars.read_text()).items()
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor; to import that class takes most of a second, so it is not asked."""
-    return hasattr(tensor, "full_tensor")
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return cast(Any, tensor).full_tensor() if _is_sharded(tensor) else tensor
-
-
-def _placed_like(whole: Tensor, target: Tensor) -> Tensor:
-    """This process's part of a tensor that it has whole; no process talks to another."""
-    if not _is_sharded(target):
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = cast(Any, target).device_mesh, cast(Any, target).placements
-    return distribute_tensor(whole, mesh, placements, src_data_rank=None)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim import Optimizer
 
@@ -20,6 +19,7 @@ from hf_vitmae.training.checkpoint import (
 )
 from hf_vitmae.training.ema import Ema
 from hf_vitmae.training.loop_config import LoopConfig
+from hf_vitmae.training.processes import on_main, shared_errors
 from hf_vitmae.training.run_folder import RunFolder
 from hf_vitmae.training.state import RunState
 
@@ -49,7 +49,8 @@ class Keeper:
         Raises:
             ValueError: if it is of another run, or all checkpoints are damaged.
         """
-        checkpoint = self._newest()
+        # The other processes may not see the main one's disk yet.
+        checkpoint = on_main(self.accelerator, lambda: latest_good_checkpoint(self.run.checkpoints))
         state = fresh
         if checkpoint is not None:
             saved = self._load(checkpoint)
@@ -73,8 +74,7 @@ class Keeper:
         if self._saved == (state.step, state.evaluated_step):
             return
         scaler = self.accelerator.scaler
-        error = None
-        try:
+        with shared_errors(self.accelerator):  # the main process alone writes
             save_checkpoint(
                 self.run.checkpoints,
                 state.step,
@@ -86,11 +86,6 @@ class Keeper:
                 protect=() if state.best_step is None else (state.best_step,),
                 is_main=self.accelerator.is_main_process,
             )
-        except OSError as raised:  # the main process alone writes; the others wait to hear of it
-            error = raised
-        (error,) = broadcast_object_list([error])
-        if error is not None:
-            raise error
         self._saved = (state.step, state.evaluated_step)
 
     def average(self, step: int) -> None:
@@ -126,19 +121,6 @@ class Keeper:
             self._load(self._best(state.best_step or 0))
         if self.ema is not None:
             self.ema.hand_over()
-
-    def _newest(self) -> Path | None:
-        """What the main process finds: the others may not see its disk yet."""
-        found, error = None, None
-        if self.accelerator.is_main_process:
-            try:
-                found = latest_good_checkpoint(self.run.checkpoints)
-            except ValueError as raised:  # the others wait to hear of it
-                error = raised
-        found, error = broadcast_object_list([found, error])
-        if error is not None:
-            raise error
-        return found
 
     def _best(self, step: int) -> Path:
         path = checkpoints(self.run.checkpoints).get(step)

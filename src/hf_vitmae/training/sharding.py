@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_vitmae.models.layers import MLP, Attention
 
@@ -85,7 +85,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
     The norm is over all processes' parts of every gradient. A scaler's scale must be off them.
     """
-    return _whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
+    return whole(nn.utils.clip_grad_norm_(model.parameters(), max_norm))
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     is_first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     state = {}
     for name, value in model.state_dict().items():
-        value = _whole(value.detach())  # one at a time: the device need not hold them all
+        value = whole(value.detach())  # one at a time: the device need not hold them all
         if is_first:
             state[name] = value.cpu()
     return state
@@ -139,6 +139,13 @@ def _share_first_weights(model: nn.Module, device: torch.device) -> None:
             tensor.copy_(value)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """The tensor of which this is one process's part, or itself."""
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor of which this is one process's part, or itself; all processes call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, target: Tensor) -> Tensor:
+    """This process's part of a tensor that it has whole; no process talks to another."""
+    if not isinstance(target, DTensor):
+        return tensor
+    return distribute_tensor(tensor, target.device_mesh, target.placements, src_data_rank=None)
