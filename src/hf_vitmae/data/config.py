@@ -17,8 +17,9 @@ class DataConfig:
     """
 
     source: str | tuple[str, ...] = "emoji"
-    """`emoji`, `shapes`, a folder of images, parquet or WebDataset tars (file, folder, glob, URL),
-    a folder of `save_to_disk`, Hub id (`user/name:config`); several are mixed."""
+    """`emoji`, `shapes`, `defects`, `bands`, a folder of images, parquet or WebDataset tars (file,
+    folder, glob, URL), a folder of `save_to_disk`, Hub id (`user/name:config`); several are mixed.
+    """
     weights: tuple[float, ...] = ()
     """How often an epoch shows each image of each source: 2 is twice, 0.5 every other epoch."""
     split: str = "train"

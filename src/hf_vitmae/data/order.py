@@ -26,6 +26,8 @@ class Stream(IntEnum):
     SHARDS = 6
     BLOCK = 7
     MIXTURE = 8
+    DEFECTS = 9
+    BANDS = 10
 
 
 def random_stream(stream: Stream, seed: int, epoch: int = 0, slot: int = 0) -> np.random.Generator:

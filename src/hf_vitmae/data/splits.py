@@ -31,7 +31,10 @@ from hf_vitmae.data.streams.parquet_shards import ParquetFiles
 from hf_vitmae.data.streams.shards import ShardSet
 from hf_vitmae.data.streams.tar_shards import TarFiles
 
+from .bands import bands_dataset
 from .columns import LABEL_NAMES
+from .defects import defects_dataset
+from .drawn import SPLITS
 from .files import (
     ARRAY_SUFFIX,
     EVAL_NAMES,
@@ -53,6 +56,7 @@ from .metadata import Row, metadata_columns, read_metadata
 from .remote import is_remote, patiently, remote_stamp
 from .shapes import SHAPE_CLASS_NAMES, SHAPE_SPLITS, shapes_dataset
 
+DRAWN = {"defects": defects_dataset, "bands": bands_dataset}
 EMOJI_FOLDER = Path(__file__).parent / "emoji"
 SAVED_DATASET, SAVED_DICT = "state.json", "dataset_dict.json"  # what `save_to_disk` writes
 ROWS_AT_ONCE = 100  # of a parquet file that is copied into the cache
@@ -106,6 +110,8 @@ def find_splits(source: Source, reading: Reading) -> Opened:
     if source == "shapes":
         splits = {split: partial(shapes_dataset, split) for split in SHAPE_SPLITS}
         return Opened("shapes", splits, SHAPE_CLASS_NAMES)
+    if isinstance(source, str) and source in DRAWN:
+        return Opened(source, {split: partial(DRAWN[source], split) for split in SPLITS})
     return Opened(str(source), _find_named(str(source), reading))
 
 

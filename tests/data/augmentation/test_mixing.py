@@ -14,6 +14,7 @@ from hf_vitmae.data.augmentation.config import AugmentConfig
 from hf_vitmae.data.augmentation.mixing import Mix, Mixing, MixingCollator
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification
+from hf_vitmae.training.trainer import MixingTrainer
 
 BOTH = AugmentConfig(mixup=0.8, cutmix=1.0)
 MIXUP, CUTMIX = AugmentConfig(mixup=0.8), AugmentConfig(cutmix=1.0)
@@ -220,18 +221,6 @@ def test_the_collator_draws_by_seed_and_batch():
     assert not torch.equal(collate(brighter)["labels"], batch["labels"])
     relabelled = [{**sample, "label": 3 - sample["label"]} for sample in samples]
     assert not torch.equal(collate(relabelled)["pixel_values"], batch["pixel_values"])
-
-
-class MixingTrainer(Trainer):
-    """As the docstring of `MixingCollator` shows it."""
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        mixing: Any = self.data_collator
-        self.data_collator = mixing.collate
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = mixing
 
 
 def make_trainer(folder: Path, collator: Any) -> MixingTrainer:

@@ -141,17 +141,8 @@ class MixingCollator:
     What is drawn depends on the seed and on the batch itself, since a collator is told no step: so
     a resumed run goes on exactly, with any number of workers, and ranks differ.
 
-    A `Trainer` uses its collator for evaluation too, where nothing should be mixed; give it another
-    there:
-
-        class MixingTrainer(Trainer):
-            def get_eval_dataloader(self, eval_dataset=None):
-                mixing = self.data_collator
-                self.data_collator = mixing.collate
-                try:
-                    return super().get_eval_dataloader(eval_dataset)
-                finally:
-                    self.data_collator = mixing
+    A `Trainer` uses its collator for evaluation too, where nothing should be mixed:
+    `hf_vitmae.training.trainer.MixingTrainer` does not.
 
     Args:
         collate: makes a batch with `pixel_values` and `labels` of samples.
