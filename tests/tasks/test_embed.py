@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -244,17 +243,6 @@ def test_a_changed_request_is_refused_by_name(
 
 
 # Bad input
-
-
-def test_the_script_does_what_the_verb_does(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "embed.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--no-such-flag"])
-    with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(str(script), run_name="__main__")
-    assert exit_info.value.code == 2
-    assert "hf-vitmae embed:" in capsys.readouterr().err
 
 
 def test_a_wrong_command_line_is_code_2(photos: Path, capsys: pytest.CaptureFixture) -> None:

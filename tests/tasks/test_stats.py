@@ -2,8 +2,6 @@
 
 import io
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import datasets
@@ -332,14 +330,3 @@ def test_an_empty_source(tmp_path: Path) -> None:
     empty = datasets.Dataset.from_dict({"image": []}, features=features)
     with pytest.raises(ValueError, match="holds no images"):
         run(StatsRequest(source="empty", output=tmp_path / "stats.json"), empty)
-
-
-def test_the_script_does_what_the_verb_does(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    script = Path(__file__).parents[2] / "scripts" / "stats.py"
-    monkeypatch.setattr(sys, "argv", [str(script), "--no-such-flag"])
-    with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(str(script), run_name="__main__")
-    assert exit_info.value.code == 2
-    assert "hf-vitmae stats:" in capsys.readouterr().err

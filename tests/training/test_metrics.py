@@ -1,19 +1,24 @@
 """Accuracy and IoU without the network, without files, and without credit for saying nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from transformers import EvalPrediction
 
 from hf_vitmae.training.metrics import (
     MeanIoU,
+    PrecisionRecall,
     TopKAccuracy,
+    class_scores,
     compute_metrics,
     confusion_matrix,
     iou_from_confusion,
     top_k_accuracy,
+    wilson_interval,
 )
 
 # Of the four classes the last is nowhere, and 2 only predicted; one pixel is ignored.
@@ -31,6 +36,14 @@ def test_it_agrees_with_torch_topk():
     logits, labels = torch.randn(200, 12), torch.randint(12, (200,))
     hits = (logits.topk(5).indices == labels[:, None]).any(dim=1).float().mean()
     assert top_k_accuracy(logits.numpy(), labels.numpy(), 5) == pytest.approx(hits.item())
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_it_agrees_with_scikit_learn(k: int):
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(200, 12)), generator.integers(12, size=200)
+    theirs = sklearn.metrics.top_k_accuracy_score(labels, logits, k=k, labels=range(12))
+    assert top_k_accuracy(logits, labels, k) == pytest.approx(theirs)
 
 
 def test_equal_or_nan_logits_get_no_credit():
@@ -60,6 +73,7 @@ def test_no_file_is_written(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     TopKAccuracy().compute(predictions=LOGITS, references=[0, 2, 0])
     MeanIoU(4).compute(predictions=PREDICTIONS, references=REFERENCES)
+    PrecisionRecall(4).compute(predictions=[0, 1], references=[0, 2])
     assert not list(tmp_path.iterdir())
 
 
@@ -73,6 +87,80 @@ def test_compute_metrics_takes_what_the_trainer_gives():
 def test_k_below_one_is_refused():
     with pytest.raises(ValueError, match="k is 0"):
         TopKAccuracy(k=0)
+
+
+def test_labels_that_were_mixed_are_refused_with_the_mend():
+    with pytest.raises(ValueError, match=r"shape \(3, 4\) are not one class .*MixingTrainer"):
+        compute_metrics((LOGITS, np.full((3, 4), 0.25)))
+
+
+# Classes
+
+
+def random_classes() -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions of 7 classes: 5 is never predicted, 4 has no image, 6 has neither."""
+    generator = np.random.default_rng(1)
+    labels, predicted = generator.choice([0, 1, 2, 3, 5], 300), generator.choice(5, 300)
+    return labels, np.where(generator.random(300) < 0.5, labels % 5, predicted)
+
+
+def test_class_scores_agree_with_scikit_learn():
+    labels, predicted = random_classes()
+    scores = class_scores(predicted, labels, 7)
+    theirs: Any = sklearn.metrics.precision_recall_fscore_support(
+        labels,
+        predicted,
+        labels=range(7),
+        zero_division=np.nan,  # type: ignore[arg-type]
+    )
+    for name, expected in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
+        assert scores[name] == pytest.approx(list(expected), nan_ok=True), name
+    assert np.isnan([scores["precision"][5], scores["recall"][4], scores["f1"][6]]).all()
+    assert scores["f1"][5] == scores["f1"][4] == 0.0
+    assert scores["predicted"] == np.bincount(predicted, minlength=7).tolist()
+
+
+def test_the_confusion_matrix_agrees_with_scikit_learn():
+    labels, predicted = random_classes()
+    theirs = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(7))
+    assert confusion_matrix(predicted, labels, 7).tolist() == theirs.tolist()
+
+
+def test_the_metric_of_classes_adds_up_batches_and_starts_afresh():
+    labels, predicted = random_classes()
+    metric = PrecisionRecall(7)
+    metric.add_batch(predictions=predicted[:100], references=labels[:100])
+    metric.add_batch(predictions=predicted[100:], references=labels[100:])
+    assert repr(metric.compute()) == repr(class_scores(predicted, labels, 7))  # NaN is not NaN
+    again = metric.compute(predictions=[0, 1], references=[0, 0])
+    assert again is not None and again["recall"][0] == 0.5
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        PrecisionRecall(0)
+
+
+def test_a_class_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="Label 7 is none of the model's classes, 0 to 6"):
+        class_scores(np.array([0, 1]), np.array([7, 1]), 7)
+
+
+@pytest.mark.parametrize(
+    ("hits", "total", "low", "high"),  # published examples of the score interval, z = 1.96
+    [(0, 10, 0.0, 0.2775), (8, 10, 0.4902, 0.9433), (81, 263, 0.2553, 0.3662), (10, 10, 0.7225, 1)],
+)
+def test_wilsons_interval(hits: int, total: int, low: float, high: float):
+    assert wilson_interval(hits, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilsons_interval_covers_the_truth_as_often_as_it_says():
+    hits = np.random.default_rng(0).binomial(40, 0.1, size=4000)
+    intervals = [wilson_interval(int(number), 40) for number in hits]
+    assert np.mean([low <= 0.1 <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize(("hits", "total"), [(1, 0), (0, 0), (3, 2), (-1, 2)])
+def test_a_share_of_nothing_is_refused(hits: int, total: int):
+    with pytest.raises(ValueError, match=f"{hits} hits of {total} give no share"):
+        wilson_interval(hits, total)
 
 
 # Segmentation

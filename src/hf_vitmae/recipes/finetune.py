@@ -2,8 +2,9 @@
 path).
 
 Layer-wise decay, drop path, mean pooling, label smoothing, RandAugment, erasing, mixup and cutmix
-are the paper's. None of the large recipes has been run to its end by this project: no result is
-claimed.
+are the paper's. Its batch of 1024 is images of all processes and accumulation steps together, as
+`--effective-batch` says it, whatever the hardware. None of the large recipes has been run to its
+end by this project: no result is claimed.
 """
 
 from pathlib import Path
@@ -12,6 +13,8 @@ from hf_vitmae.data.augmentation.config import AugmentConfig
 from hf_vitmae.data.config import DataConfig
 from hf_vitmae.tasks.finetune import FinetuneRecipe
 from hf_vitmae.training.optim import OptimConfig
+
+WARMUP_EPOCHS = 5
 
 
 def _finetune(
@@ -27,7 +30,7 @@ def _finetune(
             weight_decay=0.05,
             betas=(0.9, 0.999),
             layer_decay=layer_decay,
-            warmup_share=0.05,
+            warmup_share=WARMUP_EPOCHS / epochs,
             min_lr=1e-6,
         ),
         drop_path_rate=drop_path,
@@ -39,26 +42,29 @@ def _finetune(
 
 
 def finetune_base() -> FinetuneRecipe:
-    """ViT-B and smaller: 100 epochs, base learning rate 5e-4, layer decay 0.65, drop path 0.1;
-    batch 1024.
+    """ViT-B and smaller: 100 epochs (5 of warm-up), layer decay 0.65, drop path 0.1.
 
+    The base learning rate is the 5e-4 of the paper's code for ViT-B; the paper says 1e-3.
     Run: accelerate launch scripts/finetune.py finetune-base --model MODEL --data.source FOLDER
+    --effective-batch 1024
     """
     return _finetune("finetune-base", 5e-4, 0.65, 0.1, 100)
 
 
 def finetune_large() -> FinetuneRecipe:
-    """ViT-L: 50 epochs, base learning rate 1e-3, layer decay 0.75, drop path 0.2; batch 1024.
+    """ViT-L: 50 epochs (5 of warm-up), base learning rate 1e-3, layer decay 0.75, drop path 0.2.
 
     Run: accelerate launch scripts/finetune.py finetune-large --model MODEL --data.source FOLDER
+    --effective-batch 1024
     """
     return _finetune("finetune-large", 1e-3, 0.75, 0.2, 50)
 
 
 def finetune_huge() -> FinetuneRecipe:
-    """ViT-H: 50 epochs, base learning rate 1e-3, layer decay 0.75, drop path 0.3; batch 1024.
+    """ViT-H: 50 epochs (5 of warm-up), base learning rate 1e-3, layer decay 0.75, drop path 0.3.
 
     Run: accelerate launch scripts/finetune.py finetune-huge --model MODEL --data.source FOLDER
+    --effective-batch 1024
     """
     return _finetune("finetune-huge", 1e-3, 0.75, 0.3, 50)
 

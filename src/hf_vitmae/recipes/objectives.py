@@ -15,9 +15,11 @@ from hf_vitmae.training.optim import OptimConfig
 def masked_patch_base() -> PretrainRecipe:
     """Masked patch prediction with ViT-B/16: half of the patches corrupted, mean colours in 3 bits.
 
-    The paper: Adam, learning rate 2e-4 at a batch of 4096 after 10k warm-up steps, then cosine;
-    fine-tuned 79.9 % on ImageNet-1k, two points above training from scratch.
-    Run: accelerate launch scripts/pretrain.py masked-patch-base --data.source F --accumulation 8
+    The paper: Adam, learning rate 2e-4 at a batch of 4096 (1.25e-5 for 256 images) after 10k
+    warm-up steps, then cosine; fine-tuned 79.9 % on ImageNet-1k, two points above training from
+    scratch.
+    Run: accelerate launch scripts/pretrain.py masked-patch-base --data.source F
+    --effective-batch 4096
     """
     recipe = mae_base()
     return replace(
@@ -46,7 +48,8 @@ def next_patch_base() -> PretrainRecipe:
     to half of the patches that see each other, so that the encoder also learns to look both ways.
 
     Optimiser, batch and length are those of MAE pretraining.
-    Run: accelerate launch scripts/pretrain.py next-patch-base --data.source FOLDER --accumulation 8
+    Run: accelerate launch scripts/pretrain.py next-patch-base --data.source F
+    --effective-batch 4096
     """
     return replace(
         mae_base(),

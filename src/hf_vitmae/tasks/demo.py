@@ -15,15 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
-from transformers.modeling_utils import PreTrainedModel
 
 from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.sources import open_source
 from hf_vitmae.models.modeling_vitmae import VitMaeForImageClassification, VitMaeForPreTraining
 from hf_vitmae.tasks import finetune, pretrain
+from hf_vitmae.tasks.compute import step_flops
 from hf_vitmae.tasks.finetune import FinetuneRecipe
 from hf_vitmae.tasks.pretrain import PretrainRecipe
 from hf_vitmae.training.run_folder import RunFolder
@@ -123,19 +121,6 @@ def compare(
                 )
             )
     return outcomes
-
-
-def step_flops(model: PreTrainedModel, batch_size: int) -> float:
-    """Floating-point operations of one forward and backward pass, as torch counts them."""
-    config = model.config
-    pixel_values = torch.zeros(batch_size, config.num_channels, *config.image_pair)
-    inputs = {"pixel_values": pixel_values}
-    if isinstance(model, VitMaeForImageClassification):
-        inputs["labels"] = torch.zeros(batch_size, dtype=torch.long)
-    model.set_attn_implementation("eager")  # made of products that the counter knows anywhere
-    with FlopCounterMode(display=False) as counter:
-        model(**inputs).loss.backward()
-    return float(counter.get_total_flops())
 
 
 def load_again(output: Path) -> None:

@@ -5,7 +5,6 @@ after the last part. What was asked for lies beside them in a hidden file, which
 over.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -37,6 +36,7 @@ from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeModel
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
+from hf_vitmae.tasks.encoders import model_digest
 from hf_vitmae.tasks.images import normalized
 from hf_vitmae.training.bad_images import BadImages, Split
 from hf_vitmae.whole_or_absent import unfinished_path, whole_or_absent
@@ -185,17 +185,7 @@ def _stamp(
     asked |= asked.pop("data")
     free = ("output", "num_workers", "max_bad")
     stamp = {name: value for name, value in asked.items() if name not in free}
-    return stamp | {"num_images": len(images), "model_digest": _digest(model, processor)}
-
-
-def _digest(model: VitMaeModel, processor: VitMaeImageProcessor) -> str:
-    """The same for the same weights, configuration and image processor, wherever they lie."""
-    config = {k: v for k, v in model.config.to_dict().items() if k != "transformers_version"}
-    settings = json.dumps([config, processor.to_dict()], sort_keys=True, default=str)
-    digest = hashlib.sha256(settings.encode())
-    for value in model.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy())
-    return digest.hexdigest()[:16]
+    return stamp | {"num_images": len(images), "model_digest": model_digest(model, processor)}
 
 
 def _open_folder(folder: Path, stamp: dict[str, Any]) -> int:

@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any, Generic, cast
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from hf_vitmae.data.augmentation.augmented import train_transform
 from hf_vitmae.data.augmentation.transforms import Transform
 from hf_vitmae.data.loader import train_batches
 from hf_vitmae.data.mixture import AnySource
+from hf_vitmae.data.order import num_steps
 from hf_vitmae.data.streams.stream import StreamSource
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
@@ -28,6 +30,7 @@ from hf_vitmae.training.optim import build_optimizer
 from hf_vitmae.training.run_folder import FREE_FIELDS, RunFolder
 from hf_vitmae.training.run_lock import run_lock
 from hf_vitmae.training.sharding import shard_model, wants_sharding, whole_state, without_weights
+from hf_vitmae.training.trackers import Pictures, Trackers, find_trackers
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,9 @@ def fit(
     *,
     num_noise: int | None = None,
     finish: Callable[[Model], Model] = lambda trained: trained,
+    pictures: Pictures | None = None,
 ) -> Trained[Model]:
-    """Train the model as the recipe says, or go on where an earlier start of the same command
-    stopped.
+    """Train the model as the recipe says, or go on where the same command stopped before.
 
     Args:
         prepare: a batch of the loader -> keyword arguments of the model, on its device.
@@ -68,14 +71,13 @@ def fit(
         best: which evaluation is the best one.
         num_noise: draw so much mask noise for every image.
         finish: the trained model -> the one to save; called on the main process.
+        pictures: draws for trackers what the model sees, at each evaluation.
 
     Raises:
         ValueError: if the model cannot tell positions apart, or the folder is not this run's.
         OutOfMemory: saying what to lower; and what `train` raises.
     """
-    check_positions(model, model.config.image_pair, model.config.num_channels)
-    if recipe.best_model and not evaluators:
-        raise ValueError("`best_model` needs held-out images; there are none to evaluate on.")
+    _check_start(recipe, model, evaluators)
     with run_lock(recipe.output_dir) if accelerator.is_main_process else nullcontext():
         seen = (_train_transform(recipe, model, processor), source, bad_images, num_noise)
         batches = partial(_micro_batches, recipe, accelerator, *seen)
@@ -98,6 +100,7 @@ def fit(
                 num_samples=source.epoch_size,
                 clip_grad_norm=recipe.optim.clip_grad_norm,
                 bad_images=bad_images,
+                trackers=_trackers(recipe, accelerator, pictures),
             )
         trained = _gather(model, plain, accelerator)
         if accelerator.is_main_process:
@@ -105,6 +108,20 @@ def fit(
             save_model(run.model, trained, processor)
         accelerator.wait_for_everyone()
     return Trained(run, metrics, trained)
+
+
+def _check_start(
+    recipe: TaskRecipe, model: VitMaePreTrainedModel, evaluators: Sequence[Evaluator]
+) -> None:
+    check_positions(model, model.config.image_pair, model.config.num_channels)
+    if recipe.best_model and not evaluators:
+        raise ValueError("`best_model` needs held-out images; there are none to evaluate on.")
+
+
+def _trackers(recipe: TaskRecipe, accelerator: Accelerator, pictures: Pictures | None) -> Trackers:
+    """Those of the main process, wherever its machine differs from others; all must call this."""
+    (names,) = broadcast_object_list([find_trackers(recipe.tracker)])
+    return Trackers(names, pictures)
 
 
 def _open_run(recipe: TaskRecipe, accelerator: Accelerator, source: AnySource) -> RunFolder:
@@ -137,6 +154,13 @@ def _plan_loop(
         OPTIMIZER_COPIES + (recipe.ema_decay > 0),
     )
     loop = recipe.loop_config(source.epoch_size, accelerator.num_processes, plan)
+    if recipe.steps is not None and recipe.epochs is not None:
+        batch = loop.effective_batch(accelerator.num_processes)
+        in_epochs = num_steps(recipe.epochs, source.epoch_size, batch)
+        accelerator.print(
+            f"`steps` {recipe.steps} takes the place of `epochs` {recipe.epochs:g}, which are "
+            f"{in_epochs} steps."
+        )
     return replace(loop, best=best)
 
 

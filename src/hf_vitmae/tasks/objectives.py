@@ -60,6 +60,10 @@ class Objective(Protocol):
         """(B, C, H, W), (B, num_noise) -> keyword arguments of the model."""
         ...
 
+    def unmasked(self, pixel_values: Tensor) -> Inputs:
+        """(B, C, H, W) -> keyword arguments with which the model sees whole images."""
+        ...
+
     def measure(self, pixel_values: Tensor, output: Any) -> Tensor:
         """What adds up over batches: float64 (k,)."""
         ...
@@ -96,6 +100,9 @@ class MaskedAutoencoding:
             noise = MASK_PATTERNS[self.pattern](noise, self.config.grid)
         return {"pixel_values": pixel_values, "noise": noise}
 
+    def unmasked(self, pixel_values: Tensor) -> Inputs:
+        return {"pixel_values": pixel_values, "mask": _nothing_hidden(pixel_values, self.config)}
+
     def measure(self, pixel_values: Tensor, output: Any) -> Tensor:
         config = self.config
         baseline = mean_visible_baseline(
@@ -131,6 +138,9 @@ class MaskedPatchPrediction:
             "noise": noise,
             "corruption_noise": corruption_noise,
         }
+
+    def unmasked(self, pixel_values: Tensor) -> Inputs:
+        return {"pixel_values": pixel_values, "mask": _nothing_hidden(pixel_values, self.config)}
 
     def measure(self, pixel_values: Tensor, output: Any) -> Tensor:
         """Loss, number of images and right answers; then how often each class occurs at each of the
@@ -198,6 +208,9 @@ class NextPatchPrediction:
             inputs["num_prefix_patches"] = (noise[:, 0] * (most + 1)).long()
         return inputs
 
+    def unmasked(self, pixel_values: Tensor) -> Inputs:
+        return {"pixel_values": pixel_values}
+
     def measure(self, pixel_values: Tensor, output: Any) -> Tensor:
         config = self.config
         targets = pixel_targets(pixel_values, config.patch_pair, config.norm_pix_loss)
@@ -215,6 +228,12 @@ class NextPatchPrediction:
         has_prefix = self.prefix_share > 0
         rows = continuations(model, images, processor, bidirectional_prefix=has_prefix)
         return picture_panel(rows, [CONTINUATION_NOTE])
+
+
+def _nothing_hidden(pixel_values: Tensor, config: VitMaeConfig) -> Tensor:
+    """A mask that hides no patch: bool (B, N)."""
+    shape = (len(pixel_values), config.num_patches)
+    return torch.zeros(shape, dtype=torch.bool, device=pixel_values.device)
 
 
 def _loss_sums(loss: Tensor, second: float, images: int) -> Tensor:

@@ -2,19 +2,24 @@
 prediction (arXiv:2010.11929, B.1.2) or next patch prediction.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from hf_vitmae.data.mixture import AnySource
 from hf_vitmae.data.sources import Sources
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.tasks.fit import fit
+from hf_vitmae.tasks.fit import Trained, fit
+from hf_vitmae.tasks.health import HealthReport, NeighborAccuracy
 from hf_vitmae.tasks.images import (
     Batch,
     example_images,
@@ -32,10 +37,13 @@ from hf_vitmae.tasks.objectives import (
     Objective,
 )
 from hf_vitmae.tasks.recipe import TaskRecipe
+from hf_vitmae.training.advice import advise
 from hf_vitmae.training.bad_images import BadImages
+from hf_vitmae.training.loop import Evaluator
 from hf_vitmae.training.loop_config import Best
 
 NUM_PICTURES = 8  # rows of the panel that a run ends with
+NUM_REPORTS = 10  # of health, in a run that says nothing of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,12 @@ class PretrainRecipe(TaskRecipe):
     contrast."""
     prefix_share: float = 0.0
     """Next patch prediction: at most this share of the patches sees each other both ways."""
+    health_every: int | None = None
+    """Steps between health reports of a masked autoencoder, beside those at each evaluation; none
+    makes some ten of them in a run, 0 leaves them to the evaluations."""
+    knn_every: float = 0.0
+    """Epochs between evaluations of how many held-out images have the class of their nearest
+    training images; 0 is off. Labels are read for it, and `data.eval_share` draws by class then."""
     output_dir: Path = Path("runs/pretrain")
     """Folder of the run; the same command again resumes what is in it."""
 
@@ -102,8 +116,13 @@ class PretrainRecipe(TaskRecipe):
             raise ValueError(
                 f"`prefix_share` must be at least 0 and below 1, got {self.prefix_share}."
             )
+        if not (self.knn_every >= 0 and math.isfinite(self.knn_every)):
+            raise ValueError(f"`knn_every` must be 0 or more epochs, got {self.knn_every}.")
+        if self.health_every is not None and self.health_every < 0:
+            raise ValueError(f"`health_every` must be 0 or more steps, got {self.health_every}.")
         for field_name, default, objective in (
             ("mask_pattern", "random", "mae"),
+            ("health_every", None, "mae"),
             ("prefix_share", 0.0, "next-patch"),
         ):
             value = getattr(self, field_name)
@@ -138,7 +157,9 @@ def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]
     """
     config = recipe.model.to_config()
     accelerator = recipe.make_accelerator()
-    train_source, eval_source = open_sources(recipe, accelerator, source, use_labels=False)
+    has_labels = recipe.knn_every > 0  # else they stay unread, whatever state they are in
+    train_source, eval_source = open_sources(recipe, accelerator, source, use_labels=has_labels)
+    _check_evaluation(recipe, train_source, eval_source)
     statistics = pixel_statistics(recipe, accelerator, train_source, config.num_channels)
     config = with_statistics(config, statistics)
     objective = make_objective(recipe, config)
@@ -147,16 +168,15 @@ def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]
     model = objective.model_class(config)
     eval_source = eval_source and spread(eval_source, recipe.eval_images)
     bad_images = watch_images(recipe, train_source, eval_source)
-    evaluators = []
-    if eval_source is not None:
-        evaluators.append(
-            HeldOutLoss(recipe, objective, accelerator, processor, eval_source, bad_images)
-        )
+    evaluators = make_evaluators(
+        recipe, objective, accelerator, processor, train_source, eval_source, bad_images
+    )
 
     def prepare(batch: Batch) -> Batch:
         noise = batch["noise"].to(accelerator.device, non_blocking=True)
         return objective.inputs(normalized(batch, processor, accelerator.device), noise)
 
+    draw = partial(_draw, recipe, objective, processor, eval_source or train_source)
     trained = fit(
         recipe,
         accelerator,
@@ -168,17 +188,95 @@ def run(recipe: PretrainRecipe, source: Sources | None = None) -> dict[str, Any]
         bad_images,
         Best("eval_loss", "lowest"),
         num_noise=objective.num_noise,
+        pictures=draw,
     )
     if accelerator.is_main_process:
-        shown = eval_source or train_source
-        images = example_images(shown, NUM_PICTURES, processor)
-        picture = trained.run.samples / objective.picture_name
-        if images:
-            trained.run.samples.mkdir(exist_ok=True)
-            objective.picture(trained.model, images, processor, recipe.seed).save(picture)
-        what = f", a picture of what it sees in {picture}" if images else ""
-        print(f"The model is in {trained.run.model}{what}.")
+        _tell(recipe, trained, draw(trained.model))
     return trained.metrics
+
+
+def _draw(
+    recipe: PretrainRecipe,
+    objective: Objective,
+    processor: VitMaeImageProcessor,
+    source: AnySource,
+    model: nn.Module,
+) -> dict[str, Image.Image]:
+    """What the model makes of some images; nothing where none can be decoded."""
+    images = example_images(source, NUM_PICTURES, processor)
+    if not images:
+        return {}
+    picture = objective.picture(model, images, processor, recipe.seed)
+    return {Path(objective.picture_name).stem: picture}
+
+
+def _tell(
+    recipe: PretrainRecipe, trained: Trained[Any], pictures: Mapping[str, Image.Image]
+) -> None:
+    """Save what a run ends with, and say where it is and how the run went."""
+    saved = trained.run.save_samples(pictures)
+    what = f", a picture of what it sees in {saved[0]}" if saved else ""
+    print(f"The model is in {trained.run.model}{what}.")
+    if recipe.objective == "mae":
+        advice = advise(trained.run.read_metrics())
+        print(f"Health: {advice.verdict}. {advice.sentence}")
+
+
+def make_evaluators(
+    recipe: PretrainRecipe,
+    objective: Objective,
+    accelerator: Accelerator,
+    processor: VitMaeImageProcessor,
+    train_source: AnySource,
+    eval_source: AnySource | None,
+    bad_images: BadImages,
+) -> list[Evaluator]:
+    """What an evaluation measures: the held-out loss, health, nearest neighbours."""
+    evaluators: list[Evaluator] = []
+    shared = (recipe, objective, accelerator, processor)
+    if eval_source is not None:
+        evaluators.append(HeldOutLoss(*shared, eval_source, bad_images))
+    if isinstance(objective, MaskedAutoencoding):
+        steps = health_period(recipe, train_source.epoch_size, accelerator.num_processes)
+        source = train_source if eval_source is None else eval_source
+        evaluators.append(HealthReport(recipe, objective, accelerator, processor, source, steps))
+    if recipe.knn_every and eval_source is not None:
+        per_epoch = steps_per_epoch(recipe, train_source.epoch_size, accelerator.num_processes)
+        steps = max(1, round(recipe.knn_every * per_epoch))
+        evaluators.append(NeighborAccuracy(*shared, train_source, eval_source, steps))
+    return evaluators
+
+
+def health_period(recipe: PretrainRecipe, num_samples: int, num_processes: int) -> int:
+    """Steps between health reports; where nothing is said, some ten in a run, with lines of the
+    log."""
+    if recipe.health_every is not None:
+        return recipe.health_every
+    per_epoch = steps_per_epoch(recipe, num_samples, num_processes)
+    steps = recipe.steps or (recipe.epochs or 0) * per_epoch
+    return max(1, round(steps / NUM_REPORTS / recipe.log_every)) * recipe.log_every
+
+
+def steps_per_epoch(recipe: PretrainRecipe, num_samples: int, num_processes: int) -> float:
+    """Steps in which the run sees so many images."""
+    if recipe.effective_batch is not None:
+        return num_samples / recipe.effective_batch
+    return num_samples / (recipe.plan_batches(num_processes).num_images * num_processes)
+
+
+def _check_evaluation(
+    recipe: PretrainRecipe, train_source: AnySource, eval_source: AnySource | None
+) -> None:
+    """Refuse what needs held-out images, or labels, where there are none."""
+    for field_name in ("best_model", "knn_every"):
+        if getattr(recipe, field_name) and eval_source is None:
+            raise ValueError(
+                f"`{field_name}` needs held-out images and there are none; set --data.eval-share "
+                "or --data.eval-split."
+            )
+    for source in (train_source, eval_source):
+        if recipe.knn_every and source is not None:
+            source.require_classes()
 
 
 @dataclass(frozen=True)

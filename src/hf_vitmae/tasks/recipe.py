@@ -6,7 +6,7 @@ Every field is a flag of the command line; its docstring is the flag's help.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from hf_vitmae.data.repeated import images_per_batch
 from hf_vitmae.training.loop_config import LoopConfig
 from hf_vitmae.training.optim import OptimConfig
 from hf_vitmae.training.restarts import join_after_restart
+from hf_vitmae.training.trackers import TrackerChoice, find_trackers
 
 EVAL_BATCH_SIZE = 64  # where the batch size is found for training: an evaluation takes much less
 
@@ -69,6 +70,9 @@ class TaskRecipe:
     """Run the training step through torch.compile."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
+    tracker: tuple[TrackerChoice, ...] = ("auto",)
+    """What shows the run beside metrics.jsonl: auto is TensorBoard, in the run's folder, if it is
+    installed; else none, or one or several of tensorboard, trackio and wandb."""
     eval_every: int = 0
     """Steps between evaluations; 0 evaluates at the end only."""
     eval_images: int | None = None
@@ -96,6 +100,7 @@ class TaskRecipe:
             raise ValueError(f"`steps` must be at least 1, got {self.steps}.")
         if self.epochs is not None and not (self.epochs > 0 and math.isfinite(self.epochs)):
             raise ValueError(f"`epochs` must be above 0, got {self.epochs}.")
+        _check_trackers(self.tracker)
         self._check_batches()
 
     def _check_batches(self) -> None:
@@ -128,7 +133,13 @@ class TaskRecipe:
             raise ValueError(f"augment.mixup and augment.cutmix must be 0 here: {why}.")
 
     def make_accelerator(self) -> Accelerator:
-        """The processes and devices of this launch, at the recipe's precision."""
+        """The processes and devices of this launch, at the recipe's precision.
+
+        Raises:
+            ValueError: for a precision that the machine has not.
+            ImportError: for a tracker that is asked for and not installed.
+        """
+        find_trackers(self.tracker)
         precision = default_precision() if self.precision == "auto" else self.precision
         if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("`precision` fp16 needs a GPU; use fp32 or bf16.")
@@ -180,13 +191,15 @@ class TaskRecipe:
 
         Args:
             plan: as `plan_batches` makes it; needed where `batch_size` is auto.
+
+        Raises:
+            ValueError: if a step of several forward passes takes more images than there are.
         """
         plan = plan or self.plan_batches(num_processes)
-        steps = self.steps
-        if steps is None:
-            steps = num_steps(self.epochs or 0, num_samples, plan.num_images * num_processes)
+        self._check_step(plan, num_samples, num_processes)
+        in_epochs = num_steps(self.epochs or 0, num_samples, plan.num_images * num_processes)
         return LoopConfig(
-            steps=steps,
+            steps=self.steps or in_epochs,
             batch_size=plan.batch_size,
             seed=self.seed,
             accumulation=plan.accumulation,
@@ -199,6 +212,33 @@ class TaskRecipe:
             max_skipped=self.max_skipped,
             hand_back_best=self.best_model,
         )
+
+    def _check_step(self, plan: BatchPlan, num_samples: int, num_processes: int) -> None:
+        """Refuse accumulation over more images than there are.
+
+        A single batch may hold an image more than once, each with a crop of its own: few labels are
+        no mistake. Gathering more of the same over several batches only makes the steps longer.
+        """
+        at_once = plan.batch_size * num_processes // self.data.repeats
+        if plan.accumulation == 1 or at_once * plan.accumulation <= num_samples:
+            return
+        most = max(1, num_samples // at_once)
+        field = f"`accumulation` {plan.accumulation}"
+        if self.effective_batch is not None:
+            most *= plan.batch_size * num_processes
+            field = f"`effective_batch` {self.effective_batch}"
+        raise ValueError(
+            f"{field} takes {at_once * plan.accumulation} images a step and there are only "
+            f"{num_samples} to train on; give {most}."
+        )
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    known = get_args(TrackerChoice)
+    if isinstance(names, str) or not names or not set(names) <= set(known):
+        raise ValueError(f"`tracker` must be a tuple of {', '.join(known)}, got {names!r}.")
+    if len(set(names)) > 1 and set(names) & {"auto", "none"}:
+        raise ValueError(f"`tracker` auto and none stand alone, got {' '.join(names)}.")
 
 
 def default_precision() -> Literal["bf16", "fp32"]:

@@ -102,6 +102,11 @@ def run(recipe: SegmentRecipe, source: Sources | None = None) -> dict[str, Any]:
         labels = labels.to(accelerator.device, non_blocking=True)
         return {"pixel_values": normalized(batch, processor, accelerator.device), "labels": labels}
 
+    pairs = _examples(processor, eval_source or train_source)
+
+    def draw(model: Any) -> dict[str, Image.Image]:
+        return {"segmentation": _draw(model, processor, pairs, classes)} if pairs else {}
+
     trained = fit(
         recipe,
         accelerator,
@@ -112,14 +117,11 @@ def run(recipe: SegmentRecipe, source: Sources | None = None) -> dict[str, Any]:
         evaluators,
         bad_images,
         Best("eval_mean_iou", "highest"),
+        pictures=draw,
     )
     if accelerator.is_main_process:
-        pairs = _examples(processor, eval_source or train_source)
-        picture = trained.run.samples / "segmentation.png"
-        if pairs:
-            trained.run.samples.mkdir(exist_ok=True)
-            _draw(trained.model, processor, pairs, classes).save(picture)
-        what = f", a picture of what it sees in {picture}" if pairs else ""
+        saved = trained.run.save_samples(draw(trained.model))
+        what = f", a picture of what it sees in {saved[0]}" if saved else ""
         print(f"The model is in {trained.run.model}{what}.")
     return trained.metrics
 

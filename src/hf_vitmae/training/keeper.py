@@ -63,6 +63,7 @@ class Keeper:
             self.run.cut_metrics(self._saved[0])
         if bad_images is not None:
             bad_images.resume(self._saved[0])
+            bad_images.begin(step=state.step, epoch=state.epoch)  # an evaluation may come first
         return state
 
     def save(self, state: RunState) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -32,6 +33,7 @@ from hf_vitmae.training.run_folder import RunFolder
 from hf_vitmae.training.schedule import set_learning_rate
 from hf_vitmae.training.sharding import clip_gradients, gradient_sync, is_sharded
 from hf_vitmae.training.state import RunState
+from hf_vitmae.training.trackers import Trackers
 
 __all__ = ["LoopConfig", "step_seed", "train"]
 
@@ -53,6 +55,7 @@ def train(
     num_samples: int | None = None,
     clip_grad_norm: float | None = None,
     bad_images: BadImages | None = None,
+    trackers: Trackers | None = None,
 ) -> dict[str, float | str | None]:
     """Train `model` in place to `config.steps`, going on from the newest checkpoint in `run`.
 
@@ -64,30 +67,30 @@ def train(
         schedule: step -> factor on each group's learning rate.
         batches: micro-batch number -> this process's endless batches from that one on.
         prepare: a batch -> keyword arguments of the model, on its device.
-        evaluators: called with the model in evaluation mode, on every process; they return the same
-            everywhere.
+        evaluators: called in evaluation mode on every process; they return the same everywhere.
+            One with `periods`, numbers of steps, is called after each of these, and at the end.
         num_samples: images of an epoch; the log then has `epoch`.
         bad_images: what the batches lack is noted there; the log then says how many.
+        trackers: what gets the log too, and pictures at each evaluation.
 
     Returns:
         The newest value of everything logged.
 
     Raises:
-        ValueError: if the run cannot go on as it began, the model gives no loss, or too many images
-            are bad.
+        ValueError: if the run cannot go on as it began, there is no loss, or too many bad images.
         FloatingPointError: if loss or gradient were not finite for `config.max_skipped` steps in a
             row; the weights are those before.
         Interrupted: after SIGTERM or SIGINT on any process; the checkpoint is that of the last
             whole step.
     """
     _check_accumulation(accelerator)
-    fresh = RunState(
-        effective_batch=config.effective_batch(accelerator.num_processes), num_samples=num_samples
-    )
+    effective_batch = config.effective_batch(accelerator.num_processes)
+    fresh = RunState(effective_batch=effective_batch, num_samples=num_samples)
     with _prepared(accelerator, model, optimizer) as (wrapped, stepper), interrupts.deferred():
         keeper = Keeper(accelerator, model, optimizer, run, config)
         state = keeper.resume(fresh, bad_images)
-        progress = Progress(run, state.step, config.steps, silent=not accelerator.is_main_process)
+        silent = not accelerator.is_main_process
+        progress = Progress(run, state.step, config.steps, silent, trackers)
         examine = _Examination(model, evaluators, config, keeper, progress, bad_images)
         if state.step >= config.steps and not examine.is_due(state):
             progress.say(f"{run.path} is finished: {state.step} steps are done.")
@@ -132,11 +135,11 @@ def train(
             interrupts.check(accelerator)
         except interrupts.Interrupted:
             keeper.save(state)
-            progress.close()
             progress.say(f"{run.path} stops at step {state.step}, with a checkpoint.")
             raise
+        finally:
+            progress.close()
         keeper.hand_back(state)
-        progress.close()
         _look_back(progress, state, bad_images)
     return state.metrics
 
@@ -187,7 +190,7 @@ class _Gradients:
 
 @dataclass(frozen=True)
 class _Examination:
-    """Evaluation where it is due, with the averaged weights if there are such."""
+    """Evaluation and pictures where they are due, with the averaged weights if there are such."""
 
     model: nn.Module
     evaluators: Sequence[Evaluator]
@@ -203,15 +206,39 @@ class _Examination:
         # What is not sharded has the precision of its forward pass from Accelerate.
         precision = self.keeper.accelerator.autocast() if is_sharded(self.model) else nullcontext()
         with self.keeper.averaged(), evaluating(self.model) as model, precision:
-            results = {k: v for evaluate in self.evaluators for k, v in evaluate(model).items()}
+            due = self._due(state)
+            results = {k: v for evaluate in due for k, v in evaluate(model).items()}
+            pictures = self._draw(model) if self._is_evaluation(state) else {}
         state.evaluated_step = state.step
-        self.progress.record(state.record({**results, **_so_far(self.bad_images)}))
-        self.keeper.note(results, state)
+        self.progress.trackers.show(pictures, state.step)
+        if due:
+            self.progress.record(state.record({**results, **_so_far(self.bad_images)}))
+            self.keeper.note(results, state)
 
     def is_due(self, state: RunState) -> bool:
-        """Whether an evaluation belongs to this step and has not run."""
-        is_due = state.step > 0 and _is_due(state.step, self.config.eval_every, self.config.steps)
-        return bool(self.evaluators) and is_due and state.evaluated_step < state.step
+        """Whether something belongs to this step and has not run."""
+        draws = self.progress.trackers.pictures is not None and self._is_evaluation(state)
+        is_due = state.step > 0 and (draws or bool(self._due(state)))
+        return is_due and state.evaluated_step < state.step
+
+    def _is_evaluation(self, state: RunState) -> bool:
+        return _is_due(state.step, self.config.eval_every, self.config.steps)
+
+    def _due(self, state: RunState) -> list[Evaluator]:
+        """The evaluators of this step: where one has `periods`, it is they that say when."""
+        usual = (self.config.eval_every,)
+        return [
+            evaluate
+            for evaluate in self.evaluators
+            for periods in [getattr(evaluate, "periods", usual)]
+            if any(_is_due(state.step, every, self.config.steps) for every in periods)
+        ]
+
+    def _draw(self, model: nn.Module) -> Mapping[str, Image.Image]:
+        """Pictures for the trackers; the parts of a sharded model can only draw together."""
+        draw = self.progress.trackers.pictures
+        has_to = self.keeper.accelerator.is_main_process or is_sharded(self.model)
+        return draw(model) if draw is not None and has_to else {}
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -250,7 +277,8 @@ def _announce(
     state: RunState,
     progress: Progress,
 ) -> None:
-    """Say what the steps will be; a fresh run's log starts with it."""
+    """Begin to tell, with what the steps will be; a fresh run's log starts with it."""
+    progress.begin()
     lr = set_learning_rate(optimizer, 1.0)
     setting = state.record(
         {

@@ -1,4 +1,5 @@
-"""Accuracy and mean IoU as `evaluate` metrics that need no download, and for the HF `Trainer`.
+"""Accuracy, precision and recall, and mean IoU as `evaluate` metrics that need no download, and for
+the HF `Trainer`.
 
 `evaluate.load("accuracy")` fetches code from the network; these classes are the code.
 """
@@ -14,7 +15,21 @@ from torch import Tensor
 from transformers import EvalPrediction
 
 
-class TopKAccuracy(evaluate.Metric):
+class InMemoryMetric(evaluate.Metric):
+    """A metric that writes no file, and whose results depend on nothing but its inputs.
+
+    Args:
+        config_name: tells its options apart.
+    """
+
+    def __init__(self, config_name: str) -> None:
+        super().__init__(config_name=config_name, keep_in_memory=True, seed=0)
+
+    def _build_data_dir(self) -> str:
+        return ""  # the base class would make a folder in the user's cache, and nothing is written
+
+
+class TopKAccuracy(InMemoryMetric):
     """Share of images whose class is among the `k` highest logits; all count if there are fewer.
 
     Takes logits (B, classes) as `predictions` and class numbers (B,) as `references`, by `compute`
@@ -27,7 +42,7 @@ class TopKAccuracy(evaluate.Metric):
             raise ValueError(f"k is {k}; the accuracy among the top k needs 1 or more.")
         self.k = k
         self.key = "accuracy" if k == 1 else f"top_{k}_accuracy"
-        super().__init__(config_name=f"top_{k}", keep_in_memory=True, seed=0)
+        super().__init__(f"top_{k}")
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -39,9 +54,6 @@ class TopKAccuracy(evaluate.Metric):
                 references=datasets.Value("int64"),
             ),
         )
-
-    def _build_data_dir(self) -> str:
-        return ""  # the base class would make a folder in the user's cache, and nothing is written
 
     def _compute(self, predictions: Sequence, references: Sequence) -> dict[str, float]:
         return {self.key: top_k_accuracy(np.asarray(predictions), np.asarray(references), self.k)}
@@ -56,18 +68,113 @@ def top_k_accuracy(logits: np.ndarray, labels: np.ndarray, k: int) -> float:
     Raises:
         ValueError: if a label is not one of the classes.
     """
-    unknown = labels[(labels < 0) | (labels >= logits.shape[1])]
-    if unknown.size:
-        raise ValueError(
-            f"Label {unknown[0]} is none of the model's classes, 0 to {logits.shape[1] - 1}; "
-            "give the model as many classes as the data has."
-        )
+    check_labels(labels, logits.shape[1])
     k = min(k, logits.shape[1])
     own = np.take_along_axis(logits, labels[:, None], axis=1)  # (B, 1)
     above = ~(logits <= own)  # written so that NaN is above everything
     tied_before = (logits == own) & (np.arange(logits.shape[1]) < labels[:, None])
     rank = (above | tied_before).sum(axis=1)  # (B,)
     return float((rank < k).mean())
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Refuse what is no class number, int64 (n,).
+
+    Raises:
+        ValueError: naming a label that is none of 0 to `num_classes` - 1, or for soft labels.
+    """
+    if labels.ndim != 1:
+        raise ValueError(
+            f"Labels of shape {labels.shape} are not one class an image; evaluate on images that "
+            "are not mixed, as `MixingTrainer` does."
+        )
+    unknown = labels[(labels < 0) | (labels >= num_classes)]
+    if unknown.size:
+        raise ValueError(
+            f"Label {unknown[0]} is none of the model's classes, 0 to {num_classes - 1}; "
+            "give the model as many classes as the data has."
+        )
+
+
+def wilson_interval(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """Where a share lies of which `hits` of `total` were seen, with 95 % confidence.
+
+    Wilson's score interval ("Probable inference", 1927): unlike share +- z standard errors it stays
+    inside 0..1 and has a width where all or none were hits.
+
+    Raises:
+        ValueError: if there are no trials, or more hits than trials.
+    """
+    if not 0 <= hits <= total or total == 0:
+        raise ValueError(f"{hits} hits of {total} give no share; count at least one trial.")
+    share, weight = hits / total, z**2 / total
+    centre = (share + weight / 2) / (1 + weight)
+    spread = (share * (1 - share) * weight + weight**2 / 4) ** 0.5 / (1 + weight)
+    return max(0.0, centre - spread), min(1.0, centre + spread)
+
+
+class ClassScores(TypedDict):
+    """What `class_scores` finds of every class; 0..1, or NaN where there is nothing to count."""
+
+    precision: list[float]
+    """Share of a class's predictions that are right; NaN where it is never predicted."""
+    recall: list[float]
+    """Share of a class's images that are found; NaN where it has none."""
+    f1: list[float]
+    """Harmonic mean of both, 2 hits / (predictions + images); NaN where it has neither."""
+    support: list[int]
+    """Images of a class."""
+    predicted: list[int]
+    """Predictions of a class."""
+
+
+class PrecisionRecall(InMemoryMetric):
+    """Precision, recall, F1 and support of every class: the `ClassScores` of class numbers.
+
+    Takes class numbers (B,) as `predictions` and `references`, by `compute` at once or by
+    `add_batch`. Everything stays in memory.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; precision needs 1 or more.")
+        self.num_classes = num_classes
+        super().__init__(f"{num_classes}_classes")
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=f"Precision, recall and F1 of each of {self.num_classes} classes.",
+            citation="",
+            inputs_description="predictions and references: classes (B,).",
+            features=datasets.Features(
+                predictions=datasets.Value("int64"), references=datasets.Value("int64")
+            ),
+        )
+
+    def _compute(self, predictions: Sequence, references: Sequence) -> ClassScores:
+        return class_scores(np.asarray(predictions), np.asarray(references), self.num_classes)
+
+
+def class_scores(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> ClassScores:
+    """Precision, recall and F1 of every class: int64 (n,) twice -> lists of `num_classes`.
+
+    Raises:
+        ValueError: if a label or prediction is not one of the classes.
+    """
+    for numbers in (predicted, labels):
+        check_labels(numbers, num_classes)
+    hits, predictions, support = (
+        np.bincount(numbers, minlength=num_classes)
+        for numbers in (labels[predicted == labels], predicted, labels)
+    )  # (classes,) each
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: there is nothing to count
+        return {
+            "precision": (hits / predictions).tolist(),
+            "recall": (hits / support).tolist(),
+            "f1": (2 * hits / (predictions + support)).tolist(),
+            "support": support.tolist(),
+            "predicted": predictions.tolist(),
+        }
 
 
 class SegmentationScores(TypedDict):
@@ -83,7 +190,7 @@ class SegmentationScores(TypedDict):
     """Intersection over union of every class; NaN where it is in neither."""
 
 
-class MeanIoU(evaluate.Metric):
+class MeanIoU(InMemoryMetric):
     """How well the classes of pixels are predicted: the `SegmentationScores` of class maps.
 
     Takes class maps (B, H, W), or lists of maps (H, W) of any sizes, as `predictions` and
@@ -96,7 +203,7 @@ class MeanIoU(evaluate.Metric):
             raise ValueError(f"num_classes is {num_classes}; mean IoU needs 1 or more.")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        super().__init__(config_name=f"{num_classes}_classes", keep_in_memory=True, seed=0)
+        super().__init__(f"{num_classes}_classes")
 
     def _info(self) -> evaluate.MetricInfo:
         class_map = datasets.List(datasets.List(datasets.Value("int64")))
@@ -106,9 +213,6 @@ class MeanIoU(evaluate.Metric):
             inputs_description="predictions and references: class maps (B, H, W).",
             features=datasets.Features(predictions=class_map, references=class_map),
         )
-
-    def _build_data_dir(self) -> str:
-        return ""  # as above
 
     def _compute(self, predictions: Sequence, references: Sequence) -> SegmentationScores:
         matrix = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)

@@ -1,4 +1,6 @@
-"""What a run tells while it goes on: lines in metrics.jsonl, a bar or lines on the screen."""
+"""What a run tells while it goes on: lines in metrics.jsonl and trackers, a bar or lines on the
+screen.
+"""
 
 import sys
 from collections.abc import Mapping
@@ -6,6 +8,7 @@ from collections.abc import Mapping
 from tqdm import tqdm
 
 from hf_vitmae.training.run_folder import RunFolder
+from hf_vitmae.training.trackers import Trackers
 
 
 class Progress:
@@ -14,12 +17,22 @@ class Progress:
     Args:
         first, total: the step that the run starts at, and its number of steps.
         silent: True for every process but the main one; it then does nothing.
+        trackers: what shows the run elsewhere.
     """
 
-    def __init__(self, run: RunFolder, first: int, total: int, silent: bool = False) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        first: int,
+        total: int,
+        silent: bool = False,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.run = run
+        self.first = first
         self.total = total
         self.silent = silent
+        self.trackers = trackers or Trackers()
         has_bar = not silent and first < total and sys.stderr.isatty()
         self.bar = tqdm(initial=first, total=total, unit="step") if has_bar else None
 
@@ -29,20 +42,26 @@ class Progress:
             tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()
 
+    def begin(self) -> None:
+        """The run begins, or goes on: trackers start."""
+        if not self.silent:
+            self.trackers.start(self.run, self.first, self.say)
+
     def advance(self) -> None:
         """One step is done."""
         if self.bar is not None:
             self.bar.update()
 
     def record(self, record: Mapping[str, float | str | None]) -> None:
-        """The numbers of a step or of an evaluation: into metrics.jsonl and onto the screen."""
+        """The numbers of a step or of an evaluation: to metrics.jsonl, trackers and the screen."""
         if not self.silent:
             self.run.append_metrics(record)
+            self.trackers.log(record)
             self.show(record)
 
     def show(self, record: Mapping[str, float | str | None]) -> None:
         """A record on the screen: beside the bar if it is a step's, else as a line."""
-        texts = {key: _short(value) for key, value in record.items()}
+        texts = {key: _short(value) for key, value in record.items() if _is_shown(key)}
         if self.bar is not None and "loss" in texts:
             self.bar.set_postfix(loss=texts["loss"], lr=texts["lr"])
         else:
@@ -50,9 +69,15 @@ class Progress:
             self.say(f"step {texts['step']}/{self.total}  {'  '.join(values)}")
 
     def close(self) -> None:
-        """End the bar."""
+        """End the bar and the trackers."""
+        self.trackers.finish()
         if self.bar is not None:
             self.bar.close()
+
+
+def _is_shown(key: str) -> bool:
+    """Whether a screen needs it: most of a health report is for the log and for curves."""
+    return not key.startswith("health_") or key in ("health_loss", "health_verdict")
 
 
 def _short(value: float | str | None) -> str:

@@ -1,8 +1,8 @@
 """The folder of one run: its recipe, its log, and where everything else lies.
 
 recipe.yaml (resolved), metrics.jsonl (one line a logged step), bad_images.jsonl (if there are any),
-checkpoints/, model/, samples/. The same command again finds the folder and resumes; a changed
-recipe is refused, field by field.
+checkpoints/, model/, samples/, tensorboard/ and trackers.json (what trackers have). The same
+command again finds the folder and resumes; a changed recipe is refused, field by field.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from hf_vitmae.training.run_lock import LOCK_FILES
 from hf_vitmae.whole_or_absent import unfinished_path, write_whole
@@ -29,6 +30,8 @@ FREE_FIELDS = frozenset(
         "max_bad",
         "log_every",
         "eval_every",
+        "health_every",
+        "knn_every",
         "checkpoint_every",
         "keep_checkpoints",
         "best_model",
@@ -95,6 +98,15 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.path / "samples"
+
+    def save_samples(self, pictures: Mapping[str, Image.Image]) -> list[Path]:
+        """Write pictures as PNG into `samples`, under their names, and return where."""
+        if pictures:
+            self.samples.mkdir(exist_ok=True)
+        paths = [self.samples / f"{name}.png" for name in pictures]
+        for path, picture in zip(paths, pictures.values(), strict=True):
+            picture.save(path)
+        return paths
 
     def read_recipe(self) -> dict[str, Any]:
         """recipe.yaml as a dict, with the task's name under `task`.
