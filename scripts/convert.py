@@ -9,7 +9,7 @@ It does what `hf-vitmae convert` does.
 
 import sys
 
-from hf_vitmae.cli import main
+from hf_vitmae.cli import run_script
 
 if __name__ == "__main__":
-    sys.exit(main(["convert", *sys.argv[1:]]))
+    sys.exit(run_script(__file__))

@@ -9,7 +9,7 @@ The same command again goes on where it stopped; it does what `hf-vitmae embed` 
 
 import sys
 
-from hf_vitmae.cli import main
+from hf_vitmae.cli import run_script
 
 if __name__ == "__main__":
-    sys.exit(main(["embed", *sys.argv[1:]]))
+    sys.exit(run_script(__file__))

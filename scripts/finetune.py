@@ -10,7 +10,7 @@ The same command again resumes; it does what `hf-vitmae finetune` does.
 
 import sys
 
-from hf_vitmae.cli import main
+from hf_vitmae.cli import run_script
 
 if __name__ == "__main__":
-    sys.exit(main(["finetune", *sys.argv[1:]]))
+    sys.exit(run_script(__file__))

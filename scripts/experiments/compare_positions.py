@@ -1,6 +1,6 @@
 """What position tables are worth: transformers' fresh ViTMAE, with its tables filled, and ours.
 
-    python scripts/compare_positions.py --steps 600
+    python scripts/experiments/compare_positions.py --steps 600
 
 All three have the geometry of the `mae-cpu` recipe and see the same emoji in the same order under
 the same masks. transformers 5.23 leaves both tables of a fresh ViTMAEForPreTraining at zero.

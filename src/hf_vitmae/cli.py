@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hf_vitmae.training import interrupts
@@ -24,6 +25,10 @@ PROGRAM = "hf-vitmae"
 VERBS = {
     "pretrain": "pretrain a model on images without labels",
     "finetune": "fine-tune a pretrained model for classification or segmentation",
+    "linear-probe": "train a linear classifier on the features of a model that stays as it is",
+    "knn": "classify by the nearest neighbours among a model's features, without training",
+    "evaluate": "measure a classifier or a segmentation model on labelled images",
+    "compare": "find out whether pretraining helped: models side by side, with few labels",
     "reconstruct": "draw what a model makes of images with hidden patches",
     "embed": "write features of images to parquet, a data set that can be opened anywhere",
     "convert": "turn checkpoints of transformers, timm, MAE and big_vision into ours, and back",
@@ -63,6 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run_script(path: str) -> int:
+    """Run the verb that a file of scripts/ is named for; returns the exit code.
+
+    Python searches a script's own folder for packages first, where `evaluate.py` would be found
+    for the package `evaluate`: it is left out.
+    """
+    script = Path(path).resolve()
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != script.parent]
+    return main([script.stem.replace("_", "-"), *sys.argv[1:]])
+
+
 def _run_verb(verb: str, rest: list[str]) -> None:
     """Parse the arguments of one verb and run its task; only what the verb needs is imported."""
     with _one_line_errors(verb):
@@ -80,6 +96,12 @@ def _parse_finetune(program: str, rest: list[str]) -> Any:
     from hf_vitmae.recipes import FINETUNE, SEGMENT
 
     return _parse_recipe({**FINETUNE, **SEGMENT}, program, rest)
+
+
+def _parse_linear_probe(program: str, rest: list[str]) -> Any:
+    from hf_vitmae.recipes import LINEAR_PROBE
+
+    return _parse_recipe(LINEAR_PROBE, program, rest)
 
 
 def _parse_request(verb: str, name: str, program: str, rest: list[str]) -> Any:
@@ -102,6 +124,10 @@ def _parse_demo(program: str, rest: list[str]) -> Any:
 PARSERS = {
     "pretrain": _parse_pretrain,
     "finetune": _parse_finetune,
+    "linear-probe": _parse_linear_probe,
+    "knn": partial(_parse_request, "knn", "KnnRequest"),
+    "evaluate": partial(_parse_request, "evaluate", "EvaluateRequest"),
+    "compare": partial(_parse_request, "compare", "CompareRequest"),
     "reconstruct": partial(_parse_request, "reconstruct", "ReconstructRequest"),
     "embed": partial(_parse_request, "embed", "EmbedRequest"),
     "convert": partial(_parse_request, "convert", "ConvertRequest"),
@@ -127,11 +153,15 @@ def _parse_recipe(recipes: Mapping[str, Callable[[], Any]], program: str, rest: 
         raise CommandLineError("give either --steps or --epochs, not both.")
     defaults = {name: (inspect.getdoc(make) or "", make()) for name, make in recipes.items()}
     if "--epochs" in flags:
-        defaults = {
-            name: (text, dataclasses.replace(recipe, steps=None, epochs=recipe.epochs or 1.0))
-            for name, (text, recipe) in defaults.items()
-        }
+        defaults = {name: (text, _by_epochs(recipe)) for name, (text, recipe) in defaults.items()}
     return tyro.extras.overridable_config_cli(defaults, prog=program, args=rest)
+
+
+def _by_epochs(recipe: Any) -> Any:
+    """The recipe with its length in epochs, so that `--epochs` replaces all that it says of it."""
+    if getattr(recipe, "steps", None) is None:
+        return recipe
+    return dataclasses.replace(recipe, steps=None, epochs=recipe.epochs or 1.0)
 
 
 @contextlib.contextmanager
