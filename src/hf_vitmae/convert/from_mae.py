@@ -211,8 +211,8 @@ def _config(
         "num_channels": channels,
         "pooling": "mean" if _has_mean(weights) else "cls",
         "position_embedding": "sincos" if _are_fixed(ours, side) else "learned",
-        "image_mean": IMAGENET_DEFAULT_MEAN if has_statistics else 0.5,
-        "image_std": IMAGENET_DEFAULT_STD if has_statistics else 0.5,
+        "image_mean": tuple(IMAGENET_DEFAULT_MEAN) if has_statistics else 0.5,
+        "image_std": tuple(IMAGENET_DEFAULT_STD) if has_statistics else 0.5,
     }
     if "head.weight" in weights:
         fields["num_labels"] = _size(weights, "head.weight")

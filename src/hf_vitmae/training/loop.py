@@ -39,6 +39,8 @@ __all__ = ["LoopConfig", "step_seed", "train"]
 
 Batch = dict[str, Tensor]
 Evaluator = Callable[[nn.Module], Mapping[str, float]]
+"""One with `periods`, numbers of steps, is called after each of these and at the end; any other
+where the loop evaluates."""
 
 
 def train(
@@ -68,7 +70,6 @@ def train(
         batches: micro-batch number -> this process's endless batches from that one on.
         prepare: a batch -> keyword arguments of the model, on its device.
         evaluators: called in evaluation mode on every process; they return the same everywhere.
-            One with `periods`, numbers of steps, is called after each of these, and at the end.
         num_samples: images of an epoch; the log then has `epoch`.
         bad_images: what the batches lack is noted there; the log then says how many.
         trackers: what gets the log too, and pictures at each evaluation.
