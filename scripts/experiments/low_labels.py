@@ -241,7 +241,8 @@ def how(request: Request) -> list[str]:
         f"- Fine-tuning: `finetune-small-data`, {request.finetune_steps} steps of 32 images for "
         "every model; random weights also with the compute of pretraining as more steps. Every "
         f"model has its own best base learning rate of {grid}, chosen on images held out of the "
-        "training split, with the labels of a draw of its own.",
+        "training split, with the labels of a draw of its own. Layer-wise decay of 0.75 is for "
+        "pretrained weights alone: from scratch it would hold back layers that know nothing yet.",
         "- Linear probe: strength by cross-validation on the labelled images alone. kNN: nothing "
         "is tuned.",
         "- Turned and flipped up and down in training: `defects` and `bands`, for all models.",
