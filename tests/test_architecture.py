@@ -25,12 +25,12 @@ PACKAGE_LAYERS: tuple[set[str], ...] = (
     {"cli"},
 )
 MODEL_LAYERS: tuple[set[str], ...] = (
-    {"patches", "pictures", "masking", "modes", "outputs"},
+    {"checks", "matmul_attention", "patches", "pictures", "masking", "modes", "outputs"},
     {"configuration_vitmae", "resizing", "mask_patterns"},
     {"layers", "stem", "corruption", "sliding", "segmentation_maps"},
     {"embeddings", "next_patch"},
     {"decoder", "heads", "losses"},
-    {"adaptation", "foreign"},
+    {"adaptation", "foreign", "reconstruction"},
     {"loading"},
     {"modeling_vitmae"},
 )

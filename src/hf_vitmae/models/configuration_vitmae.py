@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .checks import is_number, is_positive_integer, require
 from .patches import as_pair, grid_size
 
 # What `trust_remote_code=True` resolves. Every checkpoint carries the whole table, because every
@@ -83,6 +84,10 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
         mask_ratio: share of the patches that pretraining hides, in [0, 1).
         norm_pix_loss: predict patches normalised by their own mean and deviation (arXiv:2111.06377,
             Table 1d).
+        predict_visible_patches: False computes only what the loss needs, and no logits (set it in
+            training; it is an argument of `VitMaeForPreTraining` too).
+        recompute_activations: compute the activations of the MLPs again in the backward pass
+            instead of keeping them: about a quarter less memory for a few per cent of time.
         pooling: what an image-level head sees: the CLS token, or the mean of the patch tokens,
             either of them through the encoder's last layer norm.
         pooler_output_size, pooler_act: width and activation of a trained map through which
@@ -140,6 +145,8 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_intermediate_size: int = 2048
     mask_ratio: float = 0.75
     norm_pix_loss: bool = False
+    predict_visible_patches: bool = True
+    recompute_activations: bool = False
     pooling: str = "cls"
     pooler_output_size: int | None = None
     pooler_act: str = "tanh"
@@ -293,26 +300,26 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
     def _check_values(self) -> None:
         for name in _POSITIVE_INTEGERS:
             value = getattr(self, name)
-            _require(_is_positive_integer(value), name, value, "a positive integer")
+            require(is_positive_integer(value), name, value, "a positive integer")
         for name in _PROBABILITIES:
             value = getattr(self, name)
-            _require(_is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
+            require(is_number(value) and 0 <= value < 1, name, value, "at least 0 and below 1")
         for name in _POSITIVE_NUMBERS:
             value = getattr(self, name)
-            allowed = value is None or (_is_number(value) and value > 0)
-            _require(allowed, name, value, "a positive number")
+            allowed = value is None or (is_number(value) and value > 0)
+            require(allowed, name, value, "a positive number")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
-            _require(value in choices, name, value, f"one of {', '.join(choices)}")
+            require(value in choices, name, value, f"one of {', '.join(choices)}")
 
     def _check_widths(self) -> None:
         for part in ("", "decoder_"):
             width = getattr(self, f"{part}hidden_size")
             heads = getattr(self, f"{part}num_attention_heads")
             multiple = f"a multiple of `{part}num_attention_heads` ({heads})"
-            _require(width % heads == 0, f"{part}hidden_size", width, multiple)
+            require(width % heads == 0, f"{part}hidden_size", width, multiple)
             quarter = "a multiple of 4: sin-cos positions are sine and cosine of two axes"
-            _require(width % 4 == 0, f"{part}hidden_size", width, quarter)
+            require(width % 4 == 0, f"{part}hidden_size", width, quarter)
 
     def _check_geometry(self) -> None:
         for name in ("image_size", "patch_size"):
@@ -320,13 +327,13 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
             pair = (value, value) if isinstance(value, int) else value
             is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
             allowed = is_pair and all(isinstance(side, int) and side > 0 for side in pair)
-            _require(allowed, name, value, "a positive integer or (height, width)")
+            require(allowed, name, value, "a positive integer or (height, width)")
         (height, width), (patch_height, patch_width) = self.image_pair, self.patch_pair
         whole = (height - height % patch_height, width - width % patch_width)
         smaller = f"the nearest smaller is {whole[0]}x{whole[1]}"
         if 0 in whole:
             smaller = "the patch is larger than the image"
-        _require(
+        require(
             height % patch_height == 0 and width % patch_width == 0,
             "image_size",
             f"{height}x{width}",
@@ -340,37 +347,37 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
         depths = self.stem_depths
         allowed = isinstance(depths, (tuple, list)) and len(depths) > 0
         allowed = allowed and all(isinstance(depth, int) and depth > 0 for depth in depths)
-        _require(allowed, "stem_depths", depths, "None or positive integers, one for each stage")
+        require(allowed, "stem_depths", depths, "None or positive integers, one for each stage")
         groups, width = self.stem_num_groups, self.stem_width
         multiple = f"a multiple of `stem_num_groups` ({groups}), and more than that"
-        _require(width % groups == 0 and width > groups, "stem_width", width, multiple)
+        require(width % groups == 0 and width > groups, "stem_width", width, multiple)
         stride = self.stem_stride
         multiple = f"a multiple of the stem's stride ({stride} pixels for {len(depths)} stages)"
         whole = all(side % stride == 0 for side in self.patch_pair)
-        _require(whole, "patch_size", self.patch_size, multiple)
+        require(whole, "patch_size", self.patch_size, multiple)
 
     def _check_heads(self) -> None:
         size = self.pooler_output_size
-        allowed = size is None or _is_positive_integer(size)
-        _require(allowed, "pooler_output_size", size, "None or a positive integer")
+        allowed = size is None or is_positive_integer(size)
+        require(allowed, "pooler_output_size", size, "None or a positive integer")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             numbers = value if isinstance(value, (tuple, list)) else [value] * self.num_channels
-            allowed = len(numbers) == self.num_channels and all(map(_is_number, numbers))
+            allowed = len(numbers) == self.num_channels and all(map(is_number, numbers))
             allowed = allowed and (name == "image_mean" or min(numbers) > 0)
             channels = f"`num_channels` ({self.num_channels})"
-            _require(allowed, name, value, f"one number or as many as {channels}; std above 0")
+            require(allowed, name, value, f"one number or as many as {channels}; std above 0")
         if self.is_causal:
             alternative = (
                 "0.0 where `is_causal` is True: causal attention sees a whole image in order"
             )
-            _require(self.mask_ratio == 0, "mask_ratio", self.mask_ratio, alternative)
+            require(self.mask_ratio == 0, "mask_ratio", self.mask_ratio, alternative)
             alternative = (
                 '"mean" where `is_causal` is True: the CLS token, being first, sees no patch'
             )
-            _require(self.pooling == "mean", "pooling", self.pooling, alternative)
+            require(self.pooling == "mean", "pooling", self.pooling, alternative)
         if self.patch_target == "colors_4x4":
-            _require(
+            require(
                 min(self.patch_pair) >= 4,
                 "patch_size",
                 self.patch_size,
@@ -380,17 +387,4 @@ class VitMaeConfig(BackboneConfigMixin, PreTrainedConfig):
             height, width = self.patch_pair
             allowed = height == width and height in PYRAMID_STRIDES
             strides = f"one of {PYRAMID_STRIDES} with `feature_pyramid`"
-            _require(allowed, "patch_size", self.patch_size, strides)
-
-
-def _is_positive_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _require(holds: bool, field: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"`{field}` must be {allowed}, got {value!r}.")
+            require(allowed, "patch_size", self.patch_size, strides)

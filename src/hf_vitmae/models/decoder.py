@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .configuration_vitmae import VitMaeConfig
 from .embeddings import PositionTable
 from .layers import BlockStack, make_attention_mask, with_cls
-from .masking import gather_tokens
+from .masking import PatchOrder
 
 
 class Decoder(PositionTable):
@@ -32,35 +32,39 @@ class Decoder(PositionTable):
     def forward(
         self,
         latent: Tensor,
-        ids_restore: Tensor,
-        mask: Tensor,
+        order: PatchOrder,
         grid: tuple[int, int],
         padding: Tensor | None = None,
+        only_hidden: bool = False,
     ) -> Tensor:
-        """(B, 1 + K, D), (B, N), bool (B, N) -> (B, N, P).
+        """The patches of an order, in that order: (B, 1 + K, D) -> (B, N, P).
+
+        Attention does not ask where a token stands, so that nothing is put back into raster order
+        here: each has its place's position.
 
         Args:
             padding: bool (B, N), True = holds no data: a mask token, kept out of attention.
+            only_hidden: predict those after the first K alone: -> (B, N - K, P).
         """
-        gaps = mask if padding is None else mask | padding
-        tokens = self.insert_mask_tokens(self.embed(latent), ids_restore, gaps)  # (B, 1 + N, D')
-        tokens = tokens + self.positions(grid)
+        tokens = self.insert_mask_tokens(self.embed(latent), order)  # (B, 1 + N, D')
+        tokens = tokens + self.positions_of(order.shuffle, grid)
         attention_mask = None
         if padding is not None:
-            is_data = with_cls(~padding)  # (B, 1 + N)
+            is_data = with_cls(~padding.gather(1, order.shuffle))  # (B, 1 + N)
             attention_mask = make_attention_mask(self.config, tokens, is_data)
-        tokens, _, _ = self.layers(tokens, attention_mask)
-        return self.predict(self.layernorm(tokens[:, 1:]))  # (B, N, P)
+        first = 1 + (order.num_visible if only_hidden else 0)
+        tokens, _, _ = self.layers(tokens, attention_mask, queries=slice(first, None))
+        return self.predict(self.layernorm(tokens))
 
-    def insert_mask_tokens(self, tokens: Tensor, ids_restore: Tensor, mask: Tensor) -> Tensor:
-        """Back to raster order with mask tokens in the gaps: (B, 1 + K, D') -> (B, 1 + N, D').
+    def insert_mask_tokens(self, tokens: Tensor, order: PatchOrder) -> Tensor:
+        """A mask token for each patch that the encoder has not read: (B, 1 + K, D') -> (B, 1 + N,
+        D').
 
-        The mask decides, not K: where images hide different numbers of patches, an image's tokens
-        beyond its own visible ones are padding and become mask tokens too.
+        Where images hide different numbers of patches, an image's tokens beyond its own visible
+        ones are padding and become mask tokens too.
         """
-        cls, visible = tokens[:, :1], tokens[:, 1:]
-        num_hidden = ids_restore.shape[1] - visible.shape[1]
-        gaps = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], num_hidden, -1)
-        patches = gather_tokens(torch.cat([visible, gaps], dim=1), ids_restore)  # (B, N, D')
-        patches = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), patches)
-        return torch.cat([cls, patches], dim=1)
+        mask_token = self.mask_token.to(tokens.dtype)
+        if order.is_visible is not None:
+            tokens = torch.where(with_cls(order.is_visible)[..., None], tokens, mask_token)
+        num_others = order.after_visible.shape[1]
+        return torch.cat([tokens, mask_token.expand(tokens.shape[0], num_others, -1)], dim=1)

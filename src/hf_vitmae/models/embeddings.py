@@ -82,6 +82,11 @@ class PositionTable(nn.Module):
             return resize_positions(table, self.grid, grid)
         return sincos_positions(grid, table.shape[-1], table.device).to(table.dtype)
 
+    def positions_of(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The rows of the CLS token and of some patches of a grid: (B, K) -> (B, 1 + K, D)."""
+        rows = nn.functional.pad(patches + 1, (1, 0))  # CLS has the first
+        return nn.functional.embedding(rows, self.positions(grid)[0])
+
 
 class PatchEmbeddings(nn.Module):
     """Linear projection of patches, written as the convolution that it equals.
@@ -126,6 +131,14 @@ class PatchEmbeddings(nn.Module):
             patches = unpatchify(patches, self.patch_size)  # (B * N, C, p_h, p_w)
             return self.projection(self.stem(patches)).reshape(batch, grid[0] * grid[1], -1)
         return self.projection(self.stem(pixel_values)).flatten(2).transpose(1, 2)
+
+    def visible(self, pixel_values: Tensor, order: PatchOrder, one_by_one: bool = False) -> Tensor:
+        """Only the patches that the encoder reads, in its order: (B, C, H, W) -> (B, K, D)."""
+        if self.stem is not None or order.num_visible == order.mask.shape[1]:
+            return gather_tokens(self(pixel_values, order.mask, one_by_one), order.visible)
+        pixels = gather_tokens(patchify(pixel_values, self.patch_size), order.visible)  # (B, K, P)
+        weight = self.projection.weight.permute(0, 2, 3, 1).flatten(1)  # (D, P)
+        return nn.functional.linear(pixels.to(weight.dtype), weight, self.projection.bias)
 
 
 class Embeddings(PositionTable):
@@ -177,19 +190,19 @@ class Embeddings(PositionTable):
         order: PatchOrder | None = None,
         padding: Tensor | None = None,
     ) -> Tensor:
-        """Embedded patches (B, N, D) -> (B, 1 + N, D), or (B, 1 + K, D) with only the visible
-        patches of the order.
+        """Embedded patches (B, N, D) -> (B, 1 + N, D), or the visible ones of an order (B, K, D) ->
+        (B, 1 + K, D).
 
         Padding is zero, so that nothing of a hidden patch or of one without data, be it NaN, gets
         past here.
         """
-        positions = self.positions(grid)
-        patches = patches + positions[:, 1:]  # (B, N, D)
-        if padding is not None:
-            patches = patches.masked_fill(padding[..., None], 0.0)
-        if order is not None:
-            patches = gather_tokens(patches, order.shuffle[:, : order.num_visible])  # (B, K, D)
-        if order is not None and order.is_visible is not None:
-            patches = patches.masked_fill(~order.is_visible[..., None], 0.0)
-        cls = (self.cls_token + positions[:, :1]).expand(patches.shape[0], -1, -1)
-        return self.dropout(torch.cat([cls, patches], dim=1))
+        if order is None:
+            gaps, positions = padding, self.positions(grid)
+        else:
+            gaps = None if order.is_visible is None else ~order.is_visible
+            positions = self.positions_of(order.visible, grid)
+        if gaps is not None:
+            patches = patches.masked_fill(gaps[..., None], 0.0)
+            positions = positions.masked_fill(nn.functional.pad(gaps, (1, 0))[..., None], 0.0)
+        tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        return self.dropout(tokens + positions)

@@ -5,6 +5,7 @@ Encoder and decoder are both a `BlockStack`. Shapes: (B, L, D) in, (B, L, D) out
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
 from .configuration_vitmae import VitMaeConfig
+from .matmul_attention import matmul_attention, suits_matmul
 
 logger = logging.get_logger(__name__)
 
@@ -138,31 +140,43 @@ class Attention(nn.Module):
         output_attentions: bool,
         is_causal: bool = False,
         cache: Cache | None = None,
+        queries: slice | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, L, D) -> (B, L, D), weights (B, heads, L, L) where asked for.
+        """(B, L, D) -> (B, Q, D), weights (B, heads, Q, L) where asked for.
 
-        A cache holds keys and values of the tokens before these and takes in those of these.
+        Args:
+            cache: keys and values of the tokens before these; it takes in those of these.
+            queries: which Q tokens attend to all; all of them by default.
         """
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, heads, L, d)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query = self._heads(self.q_proj(_picked(hidden_states, queries)))  # (B, heads, Q, d)
+        key = self._heads(self.k_proj(hidden_states))  # (B, heads, L, d)
+        value = self._heads(self.v_proj(hidden_states))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
-        context, weights = self._attention(output_attentions)(
+        dropout = self.dropout if self.training else 0.0
+        is_plain = attention_mask is None and not is_causal and dropout == 0.0
+        attend = self._attention(output_attentions, is_plain and suits_matmul(query))
+        context, weights = attend(
             self,
             query,
             key,
             value,
             attention_mask,
             scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=dropout,
             is_causal=is_causal,
         )
-        context = context.reshape(hidden_states.shape)  # (B, L, D)
+        context = context.flatten(2)  # (B, Q, D)
         return self.o_proj(context), weights if output_attentions else None
 
-    def _attention(self, output_attentions: bool) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) -> (B, heads, L, d)."""
+        return tokens.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+    def _attention(
+        self, output_attentions: bool, with_matmul: bool
+    ) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """What computes this call."""
         implementation = self.config._attn_implementation or "eager"
         if output_attentions and implementation != "eager":
             logger.warning_once(
@@ -170,6 +184,8 @@ class Attention(nn.Module):
                 "this call computes eager attention instead."
             )
             return eager_attention
+        if implementation == "sdpa" and with_matmul:
+            return matmul_attention
         return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
 
 
@@ -178,12 +194,37 @@ class MLP(nn.Module):
 
     def __init__(self, config: VitMaeConfig, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
+        self.config = config
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+    def forward(self, hidden_states: Tensor, can_recompute: bool = True) -> Tensor:
+        """With `config.recompute_activations` the backward pass computes the activations again."""
+        inner = self.fc1(hidden_states)
+        activated = self.activation(inner)
+        recomputes = self.config.recompute_activations and can_recompute
+        if not recomputes or torch.compiler.is_compiling():  # compiled graphs do it by themselves
+            return self.fc2(activated)
+        with computed_again(activated, lambda: self.activation(inner.detach())):
+            return self.fc2(activated)
+
+
+def computed_again(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[object]:
+    """Within it, autograd keeps `compute` in place of `tensor`, whose value it must give again."""
+    kept = (tensor.data_ptr(), tensor.numel(), tensor.dtype)
+
+    def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...]]:
+        is_kept = (saved.data_ptr(), saved.numel(), saved.dtype) == kept
+        return (saved.shape, saved.stride()) if is_kept else saved
+
+    def unpack(saved: Tensor | tuple[torch.Size, tuple[int, ...]]) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        with torch.no_grad():
+            return compute().as_strided(*saved)
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 class LayerScale(nn.Module):
@@ -209,7 +250,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0.0:
             return hidden_states
         keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - self.rate)
-        return hidden_states * keep / (1 - self.rate)
+        return hidden_states * (keep / (1 - self.rate))
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
@@ -244,15 +285,19 @@ class Block(GradientCheckpointingLayer):
         output_attentions: bool = False,
         is_causal: bool = False,
         cache: Cache | None = None,
+        queries: slice | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, L, D) -> (B, L, D), weights (B, heads, L, L) where asked for."""
+        """(B, L, D) -> (B, Q, D), weights (B, heads, Q, L) where asked for."""
         normed = self.layernorm_before(hidden_states)
         attended, weights = self.attention(
-            normed, attention_mask, output_attentions, is_causal, cache
+            normed, attention_mask, output_attentions, is_causal, cache, queries
         )
         attended = self.layer_scale1(self.dropout(attended))
-        hidden_states = hidden_states + self.drop_path(attended)
-        branch = self.layer_scale2(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
+        hidden_states = _picked(hidden_states, queries) + self.drop_path(attended)
+        # Checkpointing keeps nothing of a block, and hooks within it would.
+        normed = self.layernorm_after(hidden_states)
+        branch = self.mlp(normed, can_recompute=not self.gradient_checkpointing)
+        branch = self.layer_scale2(self.dropout(branch))
         return hidden_states + self.drop_path(branch), weights
 
 
@@ -260,6 +305,11 @@ def _layer_scale(config: VitMaeConfig, hidden_size: int) -> nn.Module:
     if config.layer_scale_init_value is None:
         return nn.Identity()
     return LayerScale(hidden_size, config.layer_scale_init_value)
+
+
+def _picked(tokens: Tensor, places: slice | None) -> Tensor:
+    """(B, L, D) -> (B, Q, D); a slice of all would cost a copy of the gradient."""
+    return tokens if places is None else tokens[:, places].contiguous()
 
 
 class BlockStack(nn.ModuleList):
@@ -295,20 +345,28 @@ class BlockStack(nn.ModuleList):
         output_attentions: bool = False,
         is_causal: bool = False,
         cache: Cache | None = None,
+        queries: slice | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
-        """Run every block: (B, L, D) -> (B, L, D), and where asked for the states and weights.
+        """Run every block: (B, L, D) -> (B, Q, D), and where asked for the states and weights.
 
         The states are the input and the output of every block (num_layers + 1 of them), before any
         last norm.
+
+        Args:
+            queries: which Q tokens to return; without a mask the last block computes them alone.
         """
+        can_ask_few = attention_mask is None and not is_causal
         states = (hidden_states,) if output_hidden_states else None
         attentions = () if output_attentions else None
-        for block in self:
+        for depth, block in enumerate(self):
+            asking = queries if can_ask_few and depth == len(self) - 1 else None
             hidden_states, weights = block(
-                hidden_states, attention_mask, output_attentions, is_causal, cache
+                hidden_states, attention_mask, output_attentions, is_causal, cache, asking
             )
             if states is not None:
                 states += (hidden_states,)
             if attentions is not None:
                 attentions += (weights,)
+        if not can_ask_few:
+            hidden_states = _picked(hidden_states, queries)
         return hidden_states, states, attentions

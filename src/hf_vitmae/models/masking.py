@@ -2,7 +2,7 @@
 section 3).
 
 A mask is boolean and True means hidden. A `PatchOrder` puts the visible patches first: the encoder
-reads a prefix of it, the decoder undoes it.
+reads a prefix of it, the decoder all of it.
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,21 @@ class PatchOrder:
     mask: Tensor
     num_visible: int
     is_visible: Tensor | None = None
+
+    @property
+    def visible(self) -> Tensor:
+        """(B, K) the patches that the encoder reads."""
+        return self.shuffle[:, : self.num_visible]
+
+    @property
+    def hides_as_many(self) -> bool:
+        """Whether the same number of patches, and not none, is hidden in every image."""
+        return self.is_visible is None and self.num_visible < self.mask.shape[1]
+
+    @property
+    def after_visible(self) -> Tensor:
+        """(B, N - K) the others: hidden, or without data."""
+        return self.shuffle[:, self.num_visible :]
 
 
 def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
@@ -73,7 +88,7 @@ def order_from_noise(noise: Tensor, mask_ratio: float, padding: Tensor | None = 
         visible = torch.tensor(of_count, device=noise.device)[(~padding).sum(dim=1)]
         return _order(noise, visible, num_visible, padding)
     shuffle = noise.argsort(dim=1, stable=True)
-    restore = shuffle.argsort(dim=1)
+    restore = _inverse(shuffle)
     return PatchOrder(shuffle, restore, restore >= num_visible, num_visible)
 
 
@@ -96,7 +111,7 @@ def _order(key: Tensor, visible: Tensor, at_most: int, padding: Tensor | None) -
     if padding is not None:
         key = key.masked_fill(padding, torch.inf)
     shuffle = key.argsort(dim=1, stable=True)
-    restore = shuffle.argsort(dim=1)
+    restore = _inverse(shuffle)
     mask = restore >= visible[:, None]  # (B, N)
     if padding is not None:
         mask = mask & ~padding
@@ -106,6 +121,12 @@ def _order(key: Tensor, visible: Tensor, at_most: int, padding: Tensor | None) -
         return PatchOrder(shuffle, restore, mask, num_visible)
     places = torch.arange(num_visible, device=key.device)
     return PatchOrder(shuffle, restore, mask, num_visible, places < visible[:, None])
+
+
+def _inverse(permutation: Tensor) -> Tensor:
+    """Where each number of 0..N-1 stands in every row: (B, N) -> (B, N)."""
+    places = torch.arange(permutation.shape[1], device=permutation.device)
+    return torch.empty_like(permutation).scatter_(1, permutation, places.expand_as(permutation))
 
 
 def make_order(

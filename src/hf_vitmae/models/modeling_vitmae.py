@@ -46,14 +46,14 @@ from .losses import (
     pixel_targets,
     segmentation_loss,
 )
-from .masking import PatchOrder, make_order, over_pixels, patch_mask
+from .masking import PatchOrder, gather_tokens, make_order, over_pixels, patch_mask
 from .next_patch import NextPatchGeneration, newest_tokens, prefix_lengths
 from .outputs import (
     VitMaeForPreTrainingOutput,
     VitMaeModelOutput,
     VitMaePatchPredictionOutput,
 )
-from .patches import patchify, unpatchify
+from .reconstruction import PixelReconstruction
 from .sliding import SlidingWindowSegmentation
 
 HEADS = (
@@ -158,16 +158,22 @@ class VitMaeModel(VitMaePreTrainedModel):
             pixel_values, padding_mask, interpolate_pos_encoding
         )
         order = self.patch_order(pixel_values, grid, noise, mask, mask_ratio, padding)
-        hidden, is_causal = None if order is None else order.mask, self.config.is_causal
         return self.encode(
-            self.embeddings.patch_embeddings(pixel_values, hidden, one_by_one=is_causal),
+            self.embed(pixel_values, order),
             grid,
             order=order,
             padding=padding,
-            is_causal=is_causal,
+            is_causal=self.config.is_causal,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
+
+    def embed(self, pixel_values: Tensor, order: PatchOrder | None) -> Tensor:
+        """Patches before their positions: (B, C, H, W) -> (B, N, D), or the visible (B, K, D)."""
+        embed, is_causal = self.embeddings.patch_embeddings, self.config.is_causal
+        if order is None:
+            return embed(pixel_values, one_by_one=is_causal)
+        return embed.visible(pixel_values, order, one_by_one=is_causal)
 
     def encode(
         self,
@@ -178,14 +184,17 @@ class VitMaeModel(VitMaePreTrainedModel):
         padding: Tensor | None = None,
         is_causal: bool = False,
         num_prefix: Tensor | None = None,
+        only_cls: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> VitMaeModelOutput:
-        """Run embedded patches through the blocks: (B, N, D) -> tokens (B, 1 + N or K, D).
+        """Run embedded patches through the blocks: (B, N or K, D) -> tokens (B, 1 + N or K, D).
 
         Args:
             padding: bool (B, N), True = no data.
             num_prefix: (B,) patches that see each other both ways under causal attention.
+            only_cls: the last block need not compute what only patches' tokens want; without states
+                and weights: -> (B, 1, D).
         """
         with_states = _asked(output_hidden_states, self.config.output_hidden_states)
         with_attentions = _asked(output_attentions, self.config.output_attentions)
@@ -201,8 +210,9 @@ class VitMaeModel(VitMaePreTrainedModel):
             num_prefix=num_prefix,
             for_eager=with_attentions,
         )
+        few = slice(1) if only_cls and not (with_states or with_attentions) else None
         tokens, hidden_states, attentions = self.layers(
-            tokens, attention_mask, with_states, with_attentions, is_causal
+            tokens, attention_mask, with_states, with_attentions, is_causal, queries=few
         )
         pooled = self.layernorm(pool_tokens(tokens, self.config.pooling, is_data))  # (B, D)
         return VitMaeModelOutput(
@@ -258,7 +268,7 @@ class VitMaeModel(VitMaePreTrainedModel):
         )
 
 
-class VitMaeForPreTraining(VitMaePreTrainedModel):
+class VitMaeForPreTraining(PixelReconstruction, VitMaePreTrainedModel):
     """The masked autoencoder: hide patches, encode the rest, predict the pixels of those hidden.
 
     With a hybrid stem, whose convolutions see beyond a patch, the pixels of hidden patches are
@@ -285,6 +295,7 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
         padding_mask: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         return_loss: bool = True,
+        predict_visible_patches: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> VitMaeForPreTrainingOutput:
@@ -297,51 +308,37 @@ class VitMaeForPreTraining(VitMaePreTrainedModel):
                 and ratio.
             mask_ratio: share of patches to hide, `config.mask_ratio` by default; 0 is legal.
             return_loss: False leaves the loss out.
+            predict_visible_patches: False computes what the loss needs and no logits, which are
+                then None; `config.predict_visible_patches` by default.
         """
+        vit = self.vit
         if mask is None and mask_ratio is None:
             mask_ratio = self.config.mask_ratio
-        pixel_values, grid, padding = self.vit.check_inputs(
+        pixel_values, grid, padding = vit.check_inputs(
             pixel_values, padding_mask, interpolate_pos_encoding
         )
-        encoded = self.vit(
-            pixel_values,
-            noise=noise,
-            mask=mask,
-            mask_ratio=mask_ratio,
-            padding_mask=padding,
-            interpolate_pos_encoding=interpolate_pos_encoding,
+        order = vit.patch_order(pixel_values, grid, noise, mask, mask_ratio, padding)
+        assert order is not None
+        encoded = vit.encode(
+            vit.embed(pixel_values, order),
+            grid,
+            order=order,
+            padding=padding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )
-        logits = self.decoder(
-            encoded.last_hidden_state, encoded.ids_restore, encoded.mask, grid, padding
-        )
+        with_logits = _asked(predict_visible_patches, self.config.predict_visible_patches)
+        only_hidden = not with_logits and padding is None and order.hides_as_many
+        predicted = self.decoder(encoded.last_hidden_state, order, grid, padding, only_hidden)
+        logits = None if only_hidden else gather_tokens(predicted, order.restore)  # (B, N, P)
         return VitMaeForPreTrainingOutput(
-            loss=self.forward_loss(pixel_values, logits, encoded.mask) if return_loss else None,
-            logits=logits,
-            mask=encoded.mask,
-            ids_restore=encoded.ids_restore,
+            loss=self.any_loss(pixel_values, predicted, logits, order) if return_loss else None,
+            logits=logits if with_logits else None,
+            mask=order.mask,
+            ids_restore=order.restore,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-
-    def forward_loss(self, pixel_values: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-        """The loss on the hidden patches: (B, C, H, W), (B, N, P), bool (B, N) -> ()."""
-        targets = pixel_targets(pixel_values, self.config.patch_pair, self.config.norm_pix_loss)
-        return masked_pixel_loss(logits, targets, mask)
-
-    def patchify(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, P), pixels in (p_h, p_w, C) order."""
-        return patchify(pixel_values, self.config.patch_pair)
-
-    def unpatchify(
-        self, patches: Tensor, original_image_size: tuple[int, int] | None = None
-    ) -> Tensor:
-        """(B, N, P) -> (B, C, H, W) of `original_image_size` (height, width) or the model's."""
-        height, width = original_image_size or self.config.image_pair
-        patch_height, patch_width = self.config.patch_pair
-        grid = (height // patch_height, width // patch_width)
-        return unpatchify(patches, self.config.patch_pair, grid)
 
 
 class VitMaeForMaskedPatchPrediction(VitMaePreTrainedModel):
@@ -520,10 +517,16 @@ class VitMaeForImageClassification(VitMaePreTrainedModel):
             labels: (B,) integer classes; (B, num_labels) floating-point distributions; or what
                 `config.problem_type` says: "regression", "multi_label_classification".
         """
-        encoded = self.vit(
-            pixel_values,
-            padding_mask=padding_mask,
-            interpolate_pos_encoding=interpolate_pos_encoding,
+        vit = self.vit
+        pixel_values, grid, padding = vit.check_inputs(
+            pixel_values, padding_mask, interpolate_pos_encoding
+        )
+        encoded = vit.encode(
+            vit.embed(pixel_values, None),
+            grid,
+            padding=padding,
+            is_causal=self.config.is_causal,
+            only_cls=self.config.pooling == "cls",
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
         )

@@ -38,7 +38,8 @@ class VitMaeForPreTrainingOutput(ModelOutput):
     Args:
         loss: (), mean squared error on the hidden patches.
         logits: (B, N, p_h*p_w*C), the prediction for every patch, pixels in (p_h, p_w, C) order;
-            with `norm_pix_loss` in units of the patch's own deviation.
+            with `norm_pix_loss` in units of the patch's own deviation. None without
+            `predict_visible_patches`.
         mask: bool (B, N), True = hidden.
         ids_restore: (B, N), the place of each patch in [visible | hidden].
         hidden_states, attentions: of the encoder, over [CLS | visible].

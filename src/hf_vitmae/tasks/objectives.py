@@ -40,7 +40,7 @@ from hf_vitmae.visualize import (
     reconstruction_panel,
 )
 
-Inputs = dict[str, Tensor]
+Inputs = dict[str, Any]
 
 
 class Objective(Protocol):
@@ -98,7 +98,7 @@ class MaskedAutoencoding:
             noise = weighted_noise(noise, weights)
         else:
             noise = MASK_PATTERNS[self.pattern](noise, self.config.grid)
-        return {"pixel_values": pixel_values, "noise": noise}
+        return {"pixel_values": pixel_values, "noise": noise, "predict_visible_patches": False}
 
     def unmasked(self, pixel_values: Tensor) -> Inputs:
         return {"pixel_values": pixel_values, "mask": _nothing_hidden(pixel_values, self.config)}
