@@ -13,6 +13,7 @@ os.environ["HF_HOME"] = CACHES  # models, data sets, metrics and remote code
 os.environ["HF_DATASETS_CACHE"] = os.path.join(CACHES, "datasets")  # would outrank HF_HOME
 os.environ["MPLCONFIGDIR"] = os.path.join(CACHES, "matplotlib")
 os.environ["MPLBACKEND"] = "agg"
+os.environ.setdefault("HF_VITMAE_ONEDNN", "0")  # else a trial of this machine would choose
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 for tests marked network
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: threads would only wait
 

@@ -25,7 +25,16 @@ PACKAGE_LAYERS: tuple[set[str], ...] = (
     {"cli"},
 )
 MODEL_LAYERS: tuple[set[str], ...] = (
-    {"checks", "matmul_attention", "patches", "pictures", "masking", "modes", "outputs"},
+    {
+        "checks",
+        "matmul_attention",
+        "onednn_linear",
+        "patches",
+        "pictures",
+        "masking",
+        "modes",
+        "outputs",
+    },
     {"configuration_vitmae", "resizing", "mask_patterns"},
     {"layers", "stem", "corruption", "sliding", "segmentation_maps"},
     {"embeddings", "next_patch"},

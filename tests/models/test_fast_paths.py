@@ -211,13 +211,17 @@ def test_matmul_attention_is_as_exact_as_fused_attention(
     module, scaling = nn.Module(), 0.3
 
     def plain(heads: list[Tensor]) -> Tensor:
-        return eager_attention(module, *heads, None, scaling)[0]
+        return eager_attention(module, heads[0], heads[1], heads[2], None, scaling)[0]
 
     def fused(heads: list[Tensor]) -> Tensor:
-        return nn.functional.scaled_dot_product_attention(*heads, scale=scaling).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(
+            heads[0], heads[1], heads[2], scale=scaling
+        ).transpose(1, 2)
 
     def ours(heads: list[Tensor]) -> Tensor:
-        return matmul_attention.matmul_attention(module, *heads, None, scaling)[0]
+        return matmul_attention.matmul_attention(
+            module, heads[0], heads[1], heads[2], None, scaling
+        )[0]
 
     tokens = [query, key, value]
     exact = attend(plain, tokens, arriving)

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from .configuration_vitmae import VitMaeConfig
 from .matmul_attention import matmul_attention, suits_matmul
+from .onednn_linear import linear
 
 logger = logging.get_logger(__name__)
 
@@ -148,9 +149,11 @@ class Attention(nn.Module):
             cache: keys and values of the tokens before these; it takes in those of these.
             queries: which Q tokens attend to all; all of them by default.
         """
-        query = self._heads(self.q_proj(_picked(hidden_states, queries)))  # (B, heads, Q, d)
-        key = self._heads(self.k_proj(hidden_states))  # (B, heads, L, d)
-        value = self._heads(self.v_proj(hidden_states))
+        query = self._heads(
+            linear(self.q_proj, _picked(hidden_states, queries))
+        )  # (B, heads, Q, d)
+        key = self._heads(linear(self.k_proj, hidden_states))  # (B, heads, L, d)
+        value = self._heads(linear(self.v_proj, hidden_states))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         dropout = self.dropout if self.training else 0.0
@@ -167,7 +170,7 @@ class Attention(nn.Module):
             is_causal=is_causal,
         )
         context = context.flatten(2)  # (B, Q, D)
-        return self.o_proj(context), weights if output_attentions else None
+        return linear(self.o_proj, context), weights if output_attentions else None
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> (B, heads, L, d)."""
@@ -201,13 +204,13 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: Tensor, can_recompute: bool = True) -> Tensor:
         """With `config.recompute_activations` the backward pass computes the activations again."""
-        inner = self.fc1(hidden_states)
+        inner = linear(self.fc1, hidden_states)
         activated = self.activation(inner)
         recomputes = self.config.recompute_activations and can_recompute
         if not recomputes or torch.compiler.is_compiling():  # compiled graphs do it by themselves
-            return self.fc2(activated)
+            return linear(self.fc2, activated)
         with computed_again(activated, lambda: self.activation(inner.detach())):
-            return self.fc2(activated)
+            return linear(self.fc2, activated)
 
 
 def computed_again(tensor: Tensor, compute: Callable[[], Tensor]) -> AbstractContextManager[object]:
