@@ -12,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := test
-.PHONY: venv demo test test-slow lint
+.PHONY: venv demo test test-slow lint bench
 
 venv: $(INSTALLED) $(TIMM)
 
@@ -49,6 +49,10 @@ test: venv
 
 test-slow: venv $(TORCHAO)
 	@$(PYTEST) -m "slow and not network and not gpu"
+
+# Some ten minutes on a quiet core.
+bench: venv
+	@$(BIN)/python scripts/benchmark.py models --threads 1 --output runs/benchmark
 
 lint: venv
 	@$(BIN)/ruff check .

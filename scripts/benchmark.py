@@ -1,12 +1,17 @@
 """Measure against others, as ratios within one run, since machines are shared and noisy.
 
+python scripts/benchmark.py models      # pretraining, fine-tuning, inference, against transformers
+python scripts/benchmark.py models --device cuda --sizes b l --dtypes bf16 --peers compiled
 python scripts/benchmark.py imports     # against `from transformers import PreTrainedModel`
 python scripts/benchmark.py decode      # JPEG to training crop, against Pillow as MAE uses it
 python scripts/benchmark.py processor   # image to pixel values, against transformers' ViT processor
 
-Stages of the pipeline on your own images: `hf-vitmae benchmark data SOURCE`.
+`models` needs torch, transformers, numpy and pillow alone; on a machine without this package
+installed, put its src/ on PYTHONPATH. Stages of the pipeline on your own images:
+`hf-vitmae benchmark data SOURCE`.
 """
 
+import argparse
 import atexit
 import importlib.util
 import io
@@ -26,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from PIL import Image
 
 OURS, THEIRS = "import hf_vitmae", "from transformers import PreTrainedModel"
@@ -225,7 +229,54 @@ def report(title: str, seconds: Times, num_images: int) -> None:
     print(f"{title}: {', '.join(parts)}, ratio {medians[1] / medians[0]:.2f}")
 
 
-if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict(
-        {"imports": measure_imports, "decode": measure_decode, "processor": measure_processor}
+def measure_models(**options: Any) -> None:
+    """Steps of our models against transformers', as a table and in `output` as JSON too."""
+    from hf_vitmae.benchmarks.models import ModelBenchmark, run
+
+    run(ModelBenchmark(**options))
+
+
+def parse() -> argparse.Namespace:
+    """The command line: a function and its options."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("imports", help="import time")
+    add.set_defaults(run=measure_imports)
+    add.add_argument("--rounds", type=int, default=7)
+    for name, function in (("decode", measure_decode), ("processor", measure_processor)):
+        add = commands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
+        add.set_defaults(run=function)
+        add.add_argument("--rounds", type=int, default=31)
+        add.add_argument("--photos", type=Path, default=None)
+    add = commands.add_parser("models", help="steps of models")
+    add.set_defaults(run=measure_models)
+    for name, default in (
+        ("tasks", ("mae", "finetune", "inference")),
+        ("sizes", ("ti", "b")),
+        ("dtypes", ("fp32", "bf16")),
+        ("peers", ("recomputed",)),
+    ):
+        add.add_argument(f"--{name}", nargs="*", default=default)
+    add.add_argument("--device", default="cpu")
+    for name, default in (("batch-size", None), ("rounds", 7), ("threads", None)):
+        add.add_argument(f"--{name}", type=int, default=default)
+    add.add_argument("--output", type=Path, default=None, help="folder for JSON, table, profiles")
+    add.add_argument("--profile", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what the command line asks for; a mistake in it is one line."""
+    options = vars(parse())
+    del options["command"]
+    function = options.pop("run")
+    try:
+        function(**options)
+    except ValueError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,6 +23,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     onednn_linear.is_faster.cache_clear()
     if not onednn_linear.is_faster(1):
         pytest.skip("torch has no usable oneDNN here")
+    monkeypatch.setattr(onednn_linear, "FEWEST_PRODUCTS", 16 * 8 * 8)
     shapes: list[tuple[int, ...]] = []
     multiply = onednn_linear.multiply
 

@@ -158,7 +158,7 @@ class Attention(nn.Module):
             key, value = cache.update(key, value, self.layer_index)
         dropout = self.dropout if self.training else 0.0
         is_plain = attention_mask is None and not is_causal and dropout == 0.0
-        attend = self._attention(output_attentions, is_plain and suits_matmul(query))
+        attend = self._attention(output_attentions, is_plain and suits_matmul(query, key))
         context, weights = attend(
             self,
             query,

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+# Products of a call, in training and in inference; with fewer the way there costs more.
+FEWEST_IN_TRAINING, FEWEST_IN_INFERENCE = 2**16, 2**22
 WEIGHTS_OF_A_GROUP = 2**20  # attention weights at once, 2 MiB of bfloat16
 
 
-def suits_matmul(query: Tensor) -> bool:
-    """Whether `matmul_attention` is the faster one for these queries, and can be used here."""
+def suits_matmul(query: Tensor, key: Tensor) -> bool:
+    """Whether `matmul_attention` is the faster one for (B, heads, Q, d), (B, heads, L, d), and can
+    be used here.
+    """
+    fewest = FEWEST_IN_TRAINING if torch.is_grad_enabled() else FEWEST_IN_INFERENCE
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
+        and query.numel() * key.shape[2] >= fewest
         and not torch.compiler.is_compiling()
     )
 

@@ -1,4 +1,4 @@
-"""How fast images come: the data pipeline stage by stage, in images per second.
+"""How fast images come, the data pipeline stage by stage, and how fast models are.
 
 The stages up to a batch run in this process on one core, as each worker does them, all of them on
 one image after another, so that what else the computer does slows them alike.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -17,6 +18,9 @@ import torch
 import tyro
 from torch import Tensor
 
+from hf_vitmae.benchmarks.models import DTYPES, ModelBenchmark
+from hf_vitmae.benchmarks.models import run as run_models
+from hf_vitmae.benchmarks.sides import TASKS
 from hf_vitmae.data.augmentation.transforms import TrainTransform
 from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.loader import train_batches
@@ -32,12 +36,13 @@ Rates = dict[str, list[float]]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRequest:
-    """Measure images per second by stage: medians over rounds, with their ranges."""
+    """Measure images per second, of data by stage or of models: medians and ranges over rounds."""
 
-    what: Annotated[Literal["data"], tyro.conf.Positional]
-    """`data`: from stored bytes to normalised batches."""
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """What `--data.source` of a training run takes."""
+    what: Annotated[Literal["data", "models"], tyro.conf.Positional]
+    """`data`: from stored bytes to normalised batches. `models`: training steps and inference
+    against transformers' models of the same weights."""
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
+    """What `--data.source` of a training run takes; for `data`."""
     split: str = "train"
     """Split to read."""
     image_column: str | None = None
@@ -48,27 +53,66 @@ class BenchmarkRequest:
     """Pixels, height and width, that the crops are resized to."""
     num_images: int = 256
     """Images of one round, one after another as they are stored."""
-    batch_size: int = 64
-    """Images of one batch."""
+    batch_size: int | None = None
+    """Images of one batch; 64 for `data`, by size for `models`."""
     num_workers: int = 2
     """Worker processes of the whole loader."""
-    rounds: int = 5
-    """Times that each stage is measured."""
+    rounds: int = 7
+    """Times that each stage or step is measured."""
+    tasks: tuple[str, ...] = TASKS
+    """Of models: mae, finetune, inference."""
+    sizes: tuple[str, ...] = ("ti", "b")
+    """Of models: ti, s, b, l."""
+    dtypes: tuple[str, ...] = DTYPES
+    """Of models: fp32, bf16."""
+    peers: tuple[str, ...] = ("recomputed",)
+    """Besides transformers as it is: compiled (theirs and ours), recomputed (ours)."""
+    device: str = "cpu"
+    """Of models: cpu or cuda."""
+    output: Path | None = None
+    """Folder for benchmark.json and the table; for `models`."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "num_images", "batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if (self.what == "data") != (self.source is not None):
+            wanted = "needs a source" if self.source is None else "takes no source"
+            raise ValueError(f"`benchmark {self.what}` {wanted}, got {self.source!r}.")
         if self.num_workers < 0:
             raise ValueError(f"`num_workers` must be at least 0, got {self.num_workers}.")
 
+    @property
+    def data_batch_size(self) -> int:
+        """Images of one batch of the loader."""
+        return self.batch_size or 64
+
 
 def run(request: BenchmarkRequest) -> Rates:
-    """Print the table; returns the images per second of each round by stage.
+    """Print the table; returns the images per second of each round by stage, or by model.
 
     Raises:
-        ValueError, FileNotFoundError: for a source without images, or an image that cannot be read.
+        ValueError, FileNotFoundError: for a source without images, an image that cannot be read, or
+        a size, task or precision that there is none of.
     """
+    return _run_models(request) if request.what == "models" else _run_data(request)
+
+
+def _run_models(request: BenchmarkRequest) -> Rates:
+    names = ("tasks", "sizes", "dtypes", "peers", "device", "batch_size", "rounds", "output")
+    report = run_models(ModelBenchmark(**{name: getattr(request, name) for name in names}))
+    return {
+        f"{case.task} {case.size} {case.dtype} {case.batch_size} {name}": [
+            case.batch_size / seconds for seconds in side.seconds["step"]
+        ]
+        for case in report.cases
+        for name, side in case.sides.items()
+    }
+
+
+def _run_data(request: BenchmarkRequest) -> Rates:
+    assert request.source is not None
     source = open_images(
         request.source,
         request.split,
@@ -139,7 +183,7 @@ def _measure_normalize(request: BenchmarkRequest) -> Rates:
     device = accelerator or torch.device("cpu")
     size = request.image_size
     processor = VitMaeImageProcessor(size=size, patch_size=1)
-    batch = torch.zeros(request.batch_size, 3, size, size, dtype=torch.uint8)
+    batch = torch.zeros(request.data_batch_size, 3, size, size, dtype=torch.uint8)
 
     def normalize() -> Tensor:
         values = processor.normalize(batch.to(device))
@@ -158,13 +202,13 @@ def _measure_normalize(request: BenchmarkRequest) -> Rates:
 
 def _measure_loader(request: BenchmarkRequest, source: Images, transform: TrainTransform) -> Rates:
     """The whole loader, once every worker has begun."""
-    per_round = -(-request.num_images // request.batch_size)
+    per_round = -(-request.num_images // request.data_batch_size)
     rates = []
     batches = train_batches(
         source,
         transform,
         seed=0,
-        batch_size=request.batch_size,
+        batch_size=request.data_batch_size,
         num_workers=request.num_workers,
     )
     with closing(batches):
@@ -175,7 +219,7 @@ def _measure_loader(request: BenchmarkRequest, source: Images, transform: TrainT
             for _ in islice(batches, per_round):
                 pass
             seconds = time.perf_counter() - start
-            rates.append(per_round * request.batch_size / seconds)
+            rates.append(per_round * request.data_batch_size / seconds)
     return {f"whole loader, {request.num_workers} workers": rates}
 
 

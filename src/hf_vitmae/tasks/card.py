@@ -24,11 +24,11 @@ from hf_vitmae.hub.card_run import (
     recipe_table,
     statistics_table,
 )
+from hf_vitmae.tasks import environment
 from hf_vitmae.training.advice import advise
 from hf_vitmae.training.run_folder import RunFolder, whole_lines
 from hf_vitmae.visualize import loss_curve
 
-ENVIRONMENT = "environment.json"  # in the run's folder: what it noted of where it runs
 CONVERSION = "conversion.json"  # beside the weights: where they were converted from
 EVALUATION = "evaluation.json"  # of `hf-vitmae evaluate`
 LOSS_CURVE = "loss_curve"
@@ -89,7 +89,7 @@ def read_record(run: RunFolder, model: Path) -> Record:
         config=_read_json(model / "config.json"),
         processor=_read_json(model / "preprocessor_config.json"),
         results=_read_json(run.path / "results.json"),
-        environment=_read_json(run.path / ENVIRONMENT),
+        environment=_read_json(run.path / environment.FILE),
     )
 
 

@@ -19,6 +19,7 @@ from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.tasks.batch_size import find_batch_plan, memory_advice
 from hf_vitmae.tasks.checkpoints import Model, save_model
+from hf_vitmae.tasks.environment import note_environment
 from hf_vitmae.tasks.images import Batch
 from hf_vitmae.tasks.recipe import BatchPlan, TaskRecipe
 from hf_vitmae.training.bad_images import BadImages
@@ -130,6 +131,7 @@ def _open_run(recipe: TaskRecipe, accelerator: Accelerator, source: AnySource) -
         if not accelerator.is_main_process:
             return RunFolder(recipe.output_dir)
         run = RunFolder.open(recipe.output_dir, recipe, FREE_FIELDS | set(recipe.allow_change))
+        note_environment(run.path, accelerator.device)
         if isinstance(source, StreamSource) and source.memory:
             source.memory.write()
         return run

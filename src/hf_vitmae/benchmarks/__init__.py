@@ -1,0 +1,1 @@
+"""Our models against those of other libraries, as ratios within one run."""
