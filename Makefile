@@ -48,7 +48,7 @@ test: venv
 	@$(PYTEST) -m "not slow and not network and not gpu"
 
 test-slow: venv $(TORCHAO)
-	@$(PYTEST) -m "slow and not network and not gpu"
+	@$(PYTEST) -m "slow and not network and not gpu" --durations=15
 
 # Some ten minutes on a quiet core.
 bench: venv

@@ -193,8 +193,8 @@ class Embeddings(PositionTable):
         """Embedded patches (B, N, D) -> (B, 1 + N, D), or the visible ones of an order (B, K, D) ->
         (B, 1 + K, D).
 
-        Padding is zero, so that nothing of a hidden patch or of one without data, be it NaN, gets
-        past here.
+        Padding has its position alone, so that nothing of a hidden patch or of one without data, be
+        it NaN, gets past here.
         """
         if order is None:
             gaps, positions = padding, self.positions(grid)
@@ -203,6 +203,5 @@ class Embeddings(PositionTable):
             positions = self.positions_of(order.visible, grid)
         if gaps is not None:
             patches = patches.masked_fill(gaps[..., None], 0.0)
-            positions = positions.masked_fill(nn.functional.pad(gaps, (1, 0))[..., None], 0.0)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         return self.dropout(tokens + positions)
