@@ -122,21 +122,29 @@ def _remembered(num_threads: int) -> bool:
     """The outcome of the trial on this processor, which the first process to ask makes."""
     path = _memory()
     key = f"{_processor()}, {num_threads} threads, torch {torch.__version__}"
-    try:
-        known = json.loads(path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if isinstance(known, dict) and isinstance(known.get(key), bool):
+    if key in (known := _known(path)):
         return known[key]
     wins = speed_up() >= FASTER_BY
+    if key in (known := _known(path)):  # another process was faster, and both shall do the same
+        return known[key]
     own = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text(json.dumps({**known, key: wins} if isinstance(known, dict) else {key: wins}))
+        own.write_text(json.dumps({**known, key: wins}))
         own.replace(path)
     except OSError:
         return False  # else each start might find another answer
     return wins
+
+
+def _known(path: Path) -> dict[str, bool]:
+    """What trials have said so far; nothing, if the file is not there or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    entries = stored.items() if isinstance(stored, dict) else ()
+    return {key: wins for key, wins in entries if isinstance(wins, bool)}
 
 
 def speed_up() -> float:
