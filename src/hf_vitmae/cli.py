@@ -85,6 +85,8 @@ def _run_verb(verb: str, rest: list[str]) -> None:
     with _one_line_errors(verb):
         request = PARSERS[verb](f"{PROGRAM} {verb}", rest)
     importlib.import_module(type(request).__module__).run(request)  # a recipe lies beside its task
+    if getattr(request, "push_to_hub", None):
+        importlib.import_module("hf_vitmae.tasks.push").push_result(request)
 
 
 def _parse_pretrain(program: str, rest: list[str]) -> Any:

@@ -1,5 +1,6 @@
 """`hf-vitmae push`: a run or a model goes to a Hub on this computer and opens from there."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -17,7 +18,9 @@ from hf_vitmae.cli import main
 from hf_vitmae.hub.privacy import find_private
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeModel
+from hf_vitmae.recipes import PRETRAIN
 from hf_vitmae.tasks.checkpoints import save_model
+from hf_vitmae.tasks.push import push_result
 
 from ..hub.client import SENDING, TOKEN, Hub
 from ..models.tiny import random_images, tiny_config
@@ -224,3 +227,48 @@ def test_the_script_does_the_same(hub: Hub, model: Path, tmp_path: Path) -> None
         timeout=300,
     )
     assert done.returncode == 0 and f"is pushed: {hub.endpoint}/{name}" in done.stdout, done.stderr
+
+
+def pretrain(run: Path, *flags: str) -> int:
+    command = ["pretrain", "smoke", "--data.source", "emoji", "--output-dir", str(run)]
+    return main([*command, "--steps", "2", *flags])
+
+
+def test_a_finished_run_pushes_itself_and_a_refusal_loses_nothing(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run, name = tmp_path / "run", hub.new_name()
+    for _ in range(3):
+        hub.fault("commit", {"status": 403})
+    assert pretrain(run, "--push-to-hub", name) == 1
+    line = said_in_error(capsys)
+    assert name in line and "403" in line and TOKEN not in line
+    assert (run / "model" / "model.safetensors").exists() and not hub.pushes(name)
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
+    hub.clear()
+    assert pretrain(run, "--push-to-hub", name) == 0  # trains no further
+    (row,) = hub.pushes(name)
+    assert {"model.safetensors", "README.md", "samples/reconstruction.png"} <= set(row["visible"])
+    assert pretrain(run) == 0 and len(hub.pushes(name)) == 1
+
+
+def test_only_the_first_process_pushes(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pretrain(tmp_path / "run") == 0
+    name = hub.new_name()
+    recipe = dataclasses.replace(PRETRAIN["smoke"](), output_dir=tmp_path / "run", push_to_hub=name)
+    monkeypatch.setenv("RANK", "1")
+    push_result(recipe)
+    assert hub.requests("create") == 0
+    monkeypatch.setenv("RANK", "0")
+    push_result(recipe)
+    assert len(hub.pushes(name)) == 1
+
+
+def test_a_name_that_is_none_is_refused_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert pretrain(tmp_path / "run", "--push-to-hub", "a/b/c") == 2
+    assert "`push_to_hub` must be name or user/name, got 'a/b/c'" in said_in_error(capsys)
+    assert not (tmp_path / "run").exists()

@@ -4,6 +4,7 @@ Texts that name places on this machine are pushed as copies without them, so tha
 stays as it is.
 """
 
+import os
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hf_vitmae.hub.payload import PICTURES, TEXTS, belongs, clean, list_files
 from hf_vitmae.hub.privacy import find_private
 from hf_vitmae.hub.push import PATIENCE, Destination, Patience, PushResult, push_files, reported
 from hf_vitmae.tasks.card import write_card
+from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.training.run_folder import RunFolder
 
 CARD = "README.md"
@@ -77,6 +79,16 @@ def run(request: PushRequest) -> PushResult:
     done = "is there already" if result.already_there else "is pushed"
     print(f"{request.folder} {done}: {result.url} (commit {result.commit[:8]}).")
     return result
+
+
+def push_result(recipe: TaskRecipe) -> None:
+    """Push what a recipe's run has made to where the recipe says, on the first process.
+
+    Raises:
+        As `run`; the run itself is complete in its folder.
+    """
+    if recipe.push_to_hub and os.environ.get("RANK", "0") == "0":
+        run(PushRequest(folder=recipe.output_dir, repo=recipe.push_to_hub))
 
 
 def push_run(

@@ -92,6 +92,9 @@ class TaskRecipe:
     """Share weights, gradients and optimiser state among the processes (FSDP2)."""
     allow_change: tuple[str, ...] = ()
     """Fields that may differ from those that the run began with, such as optim.base_lr."""
+    push_to_hub: str | None = None
+    """Repository, user/name or a name under your own account, that the finished run is pushed to;
+    if that fails, the same command again pushes what is there."""
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
@@ -102,6 +105,9 @@ class TaskRecipe:
             raise ValueError(f"`epochs` must be above 0, got {self.epochs}.")
         _check_trackers(self.tracker)
         self._check_batches()
+        parts = (self.push_to_hub or "name").split("/")
+        if not all(parts) or len(parts) > 2:
+            raise ValueError(f"`push_to_hub` must be name or user/name, got {self.push_to_hub!r}.")
 
     def _check_batches(self) -> None:
         """What can be said of them before the processes are known."""
