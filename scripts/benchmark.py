@@ -260,7 +260,12 @@ def parse() -> argparse.Namespace:
     ):
         add.add_argument(f"--{name}", nargs="*", default=default)
     add.add_argument("--device", default="cpu")
-    for name, default in (("batch-size", None), ("rounds", 7), ("threads", None)):
+    for name, default in (
+        ("image-size", None),
+        ("batch-size", None),
+        ("rounds", 7),
+        ("threads", None),
+    ):
         add.add_argument(f"--{name}", type=int, default=default)
     add.add_argument("--output", type=Path, default=None, help="folder for JSON, table, profiles")
     add.add_argument("--profile", action="store_true")

@@ -107,5 +107,6 @@ def test_what_is_allowed_may_stand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_files_that_travel_with_a_checkpoint_are_clean() -> None:
     source = Path(privacy.__file__).parents[1] / "models"
-    found = {path.name: find_private(path.read_text()) for path in source.glob("*.py")}
+    allowed = ["/proc/cpuinfo"]  # the same on every Linux machine
+    found = {path.name: find_private(path.read_text(), allowed) for path in source.glob("*.py")}
     assert found and not any(found.values()), found

@@ -77,6 +77,24 @@ def test_training(kind: Any, stem: str) -> None:
     assert steps[0][1]
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_alone(precision: torch.dtype) -> None:
+    model, inputs = make(VitMaeForPreTraining, "linear", recompute_activations=True)
+    model.train()
+    steps = []
+    for call in (model, compiled(model)):
+        model.zero_grad()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            output = call(**inputs, predict_visible_patches=False)
+        output.loss.backward()
+        assert output.logits is None
+        steps.append([output.loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    tolerance = 1e-5 if precision == torch.float32 else 2e-2
+    for got, expected in zip(*reversed(steps), strict=True):
+        assert (got - expected).norm() <= tolerance * expected.norm().clamp(min=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_hidden_states_and_attentions(kind: Any) -> None:

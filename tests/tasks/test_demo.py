@@ -61,6 +61,7 @@ def test_flops_are_those_of_the_matrix_products() -> None:
         intermediate_size=64,
         image_size=32,
         patch_size=8,
+        pooling="mean",  # by CLS the last block would compute one token alone
     )
     tokens, width, mlp = 17, 32, 64
     products = 4 * width * width + 2 * width * mlp + 2 * tokens * width  # per token and layer
@@ -68,6 +69,25 @@ def test_flops_are_those_of_the_matrix_products() -> None:
     measured = step_flops(VitMaeForImageClassification(config), batch_size=3)
     # Backward costs twice forward, but for the pixels, which need no gradient.
     assert measured == pytest.approx(3 * (3 * forward - 2 * 16 * 192 * width))
+
+
+def test_flops_do_not_depend_on_the_library_that_multiplies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hf_vitmae import VitMaeConfig, VitMaeForImageClassification
+    from hf_vitmae.models import onednn_linear
+
+    config = VitMaeConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+    )
+    expected = step_flops(VitMaeForImageClassification(config), batch_size=3)
+    monkeypatch.setattr(onednn_linear, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setenv(onednn_linear.SWITCH, "1")
+    onednn_linear.is_faster.cache_clear()
+    try:
+        assert step_flops(VitMaeForImageClassification(config), batch_size=3) == expected
+    finally:
+        onednn_linear.is_faster.cache_clear()
 
 
 def test_the_demo_fits_its_minutes() -> None:

@@ -15,6 +15,7 @@ from hf_vitmae import (
     VitMaeImageProcessor,
 )
 from hf_vitmae.models.losses import pixel_targets
+from hf_vitmae.models.masking import PatchOrder, gather_tokens
 from hf_vitmae.visualize import mean_visible_baseline, reconstruct, reconstruction
 
 
@@ -52,8 +53,8 @@ class Oracle(nn.Module):
         config = model.config
         self.targets = pixel_targets(pixel_values, config.patch_pair, config.norm_pix_loss)
 
-    def forward(self, *_: Any) -> Tensor:
-        return self.targets
+    def forward(self, latent: Tensor, order: PatchOrder, *_: Any) -> Tensor:
+        return gather_tokens(self.targets, order.shuffle)
 
 
 def pixels(picture: Image.Image) -> np.ndarray:

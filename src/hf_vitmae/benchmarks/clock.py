@@ -37,15 +37,18 @@ class Clock:
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
-    def peak_bytes(self, work: Callable[[], object]) -> int | None:
-        """Most memory that the device had allocated during some work; None where it cannot say."""
+    def added_bytes(self, work: Callable[[], object]) -> int | None:
+        """Most memory that the device had allocated during some work, beyond what it had before;
+        None where it cannot say.
+        """
         if not self.is_cuda:
             return None
-        torch.cuda.empty_cache()
+        self.synchronize()
+        before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         work()
         self.synchronize()
-        return torch.cuda.max_memory_allocated(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
 
 def device_name(device: torch.device) -> str:

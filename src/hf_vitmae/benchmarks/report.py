@@ -1,6 +1,7 @@
 """What a benchmark found, as a table for people and JSON for machines."""
 
 import json
+import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,12 @@ import torch
 import transformers
 
 from hf_vitmae.benchmarks.clock import device_name
-from hf_vitmae.benchmarks.measure import Measured
+from hf_vitmae.benchmarks.measure import PHASES, Measured
+
+HEADER = (
+    *("task", "size", "precision", "batch", "model", "ms", "images/s", "of the products"),
+    *("of 8192 cube", "saved", "peak", "step", *PHASES),
+)
 
 
 @dataclass
@@ -18,8 +24,8 @@ class Case:
     """One task, size and precision, with all of its sides.
 
     Args:
-        limit: floating-point operations a second of the model's own matrix products alone.
-        cube: those of one large square product; None where it was not measured.
+        products: the matrix products of our linear layers alone.
+        cube: one large square product; None where it was not measured.
     """
 
     task: str
@@ -27,8 +33,8 @@ class Case:
     dtype: str
     batch_size: int
     sides: dict[str, Measured]
-    limit: float
-    cube: float | None = None
+    products: Measured
+    cube: Measured | None = None
 
     def ratio(self, name: str, phase: str = "step") -> float:
         """How many times longer a side takes than ours, by medians."""
@@ -36,19 +42,16 @@ class Case:
 
     def ratios(self, name: str) -> list[float]:
         """The same of each round."""
-        pairs = zip(self.sides[name].seconds["step"], self._ours(), strict=True)
+        ours = self.sides["ours"].seconds["step"]
+        pairs = zip(self.sides[name].seconds["step"], ours, strict=True)
         return [theirs / ours for theirs, ours in pairs]
 
     def images_per_second(self, name: str) -> float:
         return self.batch_size / self.sides[name].median()
 
-    def share_of_limit(self, name: str) -> float | None:
-        """Of what the hardware does at the model's own products; None where nothing was counted."""
-        side = self.sides[name]
-        return side.flops / side.median() / self.limit if side.flops else None
-
-    def _ours(self) -> list[float]:
-        return self.sides["ours"].seconds["step"]
+    def share(self, name: str, limit: Measured) -> float:
+        """Of what the hardware does at a limit's products alone, in the same rounds."""
+        return self.sides[name].rate() / limit.rate()
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Report:
     """All cases of a run on one machine."""
 
     device: torch.device
+    rounds: int
     cases: list[Case] = field(default_factory=list)
 
     def machine(self) -> dict[str, Any]:
@@ -63,6 +67,7 @@ class Report:
         return {
             "device": device_name(self.device),
             "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
@@ -72,32 +77,44 @@ class Report:
         """Everything, each round's seconds included."""
         cases = []
         for case in self.cases:
-            ratios = {name: case.ratio(name) for name in case.sides if name != "ours"}
+            ratios = {
+                name: {"median": case.ratio(name), "rounds": case.ratios(name)}
+                for name in case.sides
+                if name != "ours"
+            }
             cases.append({**asdict(case), "ratios": ratios})
-        return json.dumps({"machine": self.machine(), "cases": cases}, indent=1)
+        machine = self.machine()
+        return json.dumps({"machine": machine, "rounds": self.rounds, "cases": cases}, indent=1)
 
     def to_markdown(self) -> str:
-        """A row for each side of each case."""
-        header = (
-            "task | size | precision | batch | model | images/s | of the limit | saved | peak"
-            " | step | forward | backward"
-        ).split(" | ")
+        """A row for each side of each case; columns that nothing is known of are left out."""
         rows = [row for case in self.cases for row in _rows(case)]
-        return "\n".join([_line(header), _line(["---"] * len(header)), *map(_line, rows)])
+        filled = [place for place in range(len(HEADER)) if any(row[place] for row in rows)]
+        table = [HEADER, ["---"] * len(HEADER), *rows]
+        lines = [_line([row[place] for place in filled]) for row in table]
+        return "\n".join([self._about(), "", *lines])
+
+    def _about(self) -> str:
+        machine = self.machine()
+        return (
+            f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
+            f"transformers {machine['transformers']}: medians of {self.rounds} rounds in turns. "
+            "The last columns are times over ours, with the range of the rounds' ratios."
+        )
 
 
 def _rows(case: Case) -> Iterable[list[str]]:
     for name, side in case.sides.items():
-        share = case.share_of_limit(name)
-        ratio = "1" if name == "ours" else _ratio(case, name)
         yield [
             *(case.task, case.size, case.dtype, str(case.batch_size), name),
+            f"{1000 * side.median():.3g}",
             f"{case.images_per_second(name):.3g}",
-            "" if share is None else f"{share:.0%}",
+            f"{case.share(name, case.products):.0%}",
+            "" if case.cube is None else f"{case.share(name, case.cube):.0%}",
             _megabytes(side.saved_bytes),
             _megabytes(side.peak_bytes),
-            ratio,
-            *(_phase(case, name, phase) for phase in ("forward", "backward")),
+            "1" if name == "ours" else _ratio(case, name),
+            *(_phase(case, name, phase) for phase in PHASES),
         ]
 
 
@@ -107,13 +124,13 @@ def _ratio(case: Case, name: str) -> str:
 
 
 def _phase(case: Case, name: str, phase: str) -> str:
-    if phase not in case.sides[name].seconds:
-        return ""
-    return f"{case.ratio(name, phase):.2f}"
+    if "backward" not in case.sides[name].seconds:
+        return ""  # the forward pass is all of it
+    return "1" if name == "ours" else f"{case.ratio(name, phase):.2f}"
 
 
 def _megabytes(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:,.4g} MiB"
+    return "" if count is None else f"{count / 2**20:,.0f} MiB"
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -121,7 +138,7 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def summary(case: Case) -> str:
-    """One line as soon as a case is done."""
+    """One line for each side as soon as a case is done."""
     parts = [f"{case.task} {case.size} {case.dtype} batch {case.batch_size}:"]
     for name, side in case.sides.items():
         middle = 1000 * side.median()

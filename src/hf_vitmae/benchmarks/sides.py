@@ -4,24 +4,33 @@ A side is a model and one call of it. All sides of a case get the same images, m
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import ViTForImageClassification, ViTMAEForPreTraining
-from transformers.utils import logging
 
-from hf_vitmae.convert.from_transformers import write
+from hf_vitmae.benchmarks.timm_vit import timm_counterpart
+from hf_vitmae.convert.from_transformers import COUNTERPARTS, write
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.modeling_vitmae import (
     VitMaeForImageClassification,
     VitMaeForPreTraining,
+    VitMaeModel,
     VitMaePreTrainedModel,
 )
 
-TASKS = ("mae", "finetune", "inference")
+KINDS: Mapping[str, type[VitMaePreTrainedModel]] = {  # by task
+    "mae": VitMaeForPreTraining,
+    "finetune": VitMaeForImageClassification,
+    "inference": VitMaeForImageClassification,
+    "features": VitMaeModel,
+}
+TASKS = tuple(KINDS)
+TRAINING = ("mae", "finetune")
 SIZES: Mapping[str, dict[str, int]] = {
     "ti": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3},
     "s": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6},
@@ -38,7 +47,11 @@ SMOKE = {
     "decoder_intermediate_size": 64,
 }
 NUM_CLASSES = 1000
-ADAMW = {"lr": 1e-5, "betas": (0.9, 0.95), "weight_decay": 0.05, "fused": True}
+ADAMW = {"lr": 1e-5, "betas": (0.9, 0.95), "fused": True}
+WEIGHT_DECAY = 0.05
+POSITION_TABLES = ("position_embeddings", "pos_embed")
+Inputs = Mapping[str, Tensor]
+Precision = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass
@@ -46,13 +59,22 @@ class Side:
     """One library's model in a task.
 
     Args:
-        compute: inputs -> loss () in training, logits or the like in inference.
+        compute: inputs -> loss () in training, logits or features in inference.
+        eager: of a compiled side, the same as it was.
     """
 
     name: str
     model: nn.Module
-    compute: Callable[[Mapping[str, Tensor]], Tensor]
+    compute: Callable[[Inputs], Tensor]
     optimizer: torch.optim.Optimizer | None = None
+    eager: "Side | None" = None
+
+
+@contextmanager
+def running(side: Side, precision: Precision) -> Iterator[None]:
+    """How a side computes: in a precision, and without gradients where it does not train."""
+    with torch.inference_mode() if side.optimizer is None else nullcontext(), precision():
+        yield
 
 
 def make_config(size: str, **overrides: Any) -> VitMaeConfig:
@@ -69,38 +91,48 @@ def make_config(size: str, **overrides: Any) -> VitMaeConfig:
 
 
 def make_sides(task: str, config: VitMaeConfig, peers: tuple[str, ...]) -> list[Side]:
-    """Ours first, then transformers'; each compiled too where `peers` has "compiled".
+    """Ours first, then transformers' and, in `peers`, "timm"; the first two compiled too where
+    `peers` has "compiled".
 
     Ours pretrains as our recipes do, for the loss alone; "recomputed" keeps fewer activations.
 
     Raises:
-        ValueError: if there is no such task.
+        ValueError: if there is no such task, or timm is asked for and not installed.
     """
     if task not in TASKS:
         raise ValueError(f"There is no task {task!r}; choose from {', '.join(TASKS)}.")
     torch.manual_seed(0)
-    kind = VitMaeForPreTraining if task == "mae" else VitMaeForImageClassification
+    kind = KINDS[task]
     ours = kind(config)
-    theirs = counterpart(ours)
+    theirs = _trained_alike(counterpart(ours), config)
     sides = [_side("ours", ours, task), _side("transformers", theirs, task)]
     if task == "mae" and "recomputed" in peers:
         thrifty = kind(config.with_fields(recompute_activations=True))
         thrifty.load_state_dict(ours.state_dict())
         sides.append(_side("ours, recomputed", thrifty, task))
+    if task != "mae" and "timm" in peers:  # it has no masked autoencoder
+        sides.append(_side("timm", _trained_alike(timm_counterpart(ours), config), task))
     if "compiled" in peers:
+        torch.compiler.reset()  # what it remembers of another case would change this one's graphs
         sides += [_compiled(side) for side in sides[:2]]
     return sides
 
 
 def counterpart(model: VitMaePreTrainedModel) -> nn.Module:
     """transformers' model with our weights, position tables included."""
-    kind = ViTMAEForPreTraining
-    if isinstance(model, VitMaeForImageClassification):
-        kind = ViTForImageClassification
-    logging.disable_progress_bar()
+    options = {"add_pooling_layer": False} if type(model) is VitMaeModel else {}
+    kind = getattr(transformers, COUNTERPARTS[type(model)])
     with tempfile.TemporaryDirectory(prefix="hf_vitmae_benchmark_") as folder:
         write(model, None, folder)
-        return kind.from_pretrained(folder)
+        return kind.from_pretrained(folder, **options)
+
+
+def _trained_alike(model: nn.Module, config: VitMaeConfig) -> nn.Module:
+    """A model of another library whose position tables are fixed where ours are."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(POSITION_TABLES):
+            parameter.requires_grad_(config.position_embedding == "learned")
+    return model
 
 
 def make_inputs(task: str, config: VitMaeConfig, batch_size: int) -> dict[str, Tensor]:
@@ -118,18 +150,48 @@ def make_inputs(task: str, config: VitMaeConfig, batch_size: int) -> dict[str, T
 
 
 def _side(name: str, model: nn.Module, task: str) -> Side:
-    model.train(task != "inference")
-    options = {}
-    if task == "mae" and isinstance(model, VitMaeForPreTraining):
-        options["predict_visible_patches"] = False
-    wanted = "logits" if task == "inference" else "loss"
-    side = Side(name, model, lambda inputs: getattr(model(**inputs, **options), wanted))
-    if task != "inference":
-        side.optimizer = torch.optim.AdamW(model.parameters(), **ADAMW)
+    model.train(task in TRAINING)
+    compute = _timm_call(model, task) if name == "timm" else _call(model, task)
+    side = Side(name, model, compute)
+    if task in TRAINING:
+        side.optimizer = torch.optim.AdamW(_groups(model), **ADAMW)
     return side
+
+
+def _call(model: nn.Module, task: str) -> Callable[[Inputs], Tensor]:
+    """What is asked of our models and of transformers'."""
+    options: dict[str, Any] = {}
+    if isinstance(model, VitMaeForPreTraining):
+        options["predict_visible_patches"] = False
+    wanted = "loss" if task in TRAINING else "logits"
+    wanted = "last_hidden_state" if task == "features" else wanted
+    return lambda inputs: getattr(model(**inputs, **options), wanted)
+
+
+def _timm_call(model: Any, task: str) -> Callable[[Inputs], Tensor]:
+    if task == "features":
+        return lambda inputs: model.forward_features(inputs["pixel_values"])
+    if task == "inference":
+        return lambda inputs: model(inputs["pixel_values"])
+    return lambda inputs: nn.functional.cross_entropy(
+        model(inputs["pixel_values"]), inputs["labels"]
+    )
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Weights with decay, and biases, norms, tokens and position tables without, as we train."""
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        is_exempt = parameter.ndim == 1 or name.endswith(("_token", "_tokens", *POSITION_TABLES))
+        if parameter.requires_grad:
+            (others if is_exempt else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": WEIGHT_DECAY},
+        {"params": others, "weight_decay": 0.0},
+    ]
 
 
 def _compiled(side: Side) -> Side:
     """It shares the model, so it is the same weights that both train."""
-    compute = torch.compile(side.compute)
-    return Side(f"{side.name}, compiled", side.model, compute, side.optimizer)
+    compute = torch.compile(side.compute, dynamic=False)
+    return Side(f"{side.name}, compiled", side.model, compute, side.optimizer, eager=side)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from hf_vitmae.benchmarks.models import DTYPES, ModelBenchmark
 from hf_vitmae.benchmarks.models import run as run_models
-from hf_vitmae.benchmarks.sides import TASKS
 from hf_vitmae.data.augmentation.transforms import TrainTransform
 from hf_vitmae.data.decoding.decode import decode
 from hf_vitmae.data.loader import train_batches
@@ -59,14 +58,14 @@ class BenchmarkRequest:
     """Worker processes of the whole loader."""
     rounds: int = 7
     """Times that each stage or step is measured."""
-    tasks: tuple[str, ...] = TASKS
-    """Of models: mae, finetune, inference."""
+    tasks: tuple[str, ...] = tuple(ModelBenchmark.tasks)
+    """Of models: mae, finetune, inference, features."""
     sizes: tuple[str, ...] = ("ti", "b")
     """Of models: ti, s, b, l."""
     dtypes: tuple[str, ...] = DTYPES
     """Of models: fp32, bf16."""
     peers: tuple[str, ...] = ("recomputed",)
-    """Besides transformers as it is: compiled (theirs and ours), recomputed (ours)."""
+    """Besides transformers as it is: compiled (theirs and ours), recomputed (ours), timm."""
     device: str = "cpu"
     """Of models: cpu or cuda."""
     output: Path | None = None

@@ -4,11 +4,13 @@ They do not depend on the machine, so runs of different models and tasks can be 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_utils import PreTrainedModel
 
+from hf_vitmae.benchmarks.count import uncounted
 from hf_vitmae.models.modeling_vitmae import (
     VitMaeForImageClassification,
     VitMaeForMaskedPatchPrediction,
@@ -16,6 +18,7 @@ from hf_vitmae.models.modeling_vitmae import (
     VitMaeForPreTraining,
     VitMaePreTrainedModel,
 )
+from hf_vitmae.models.onednn_linear import is_faster
 from hf_vitmae.tasks.checkpoints import load_config
 from hf_vitmae.tasks.pretrain import PretrainRecipe
 from hf_vitmae.training.run_folder import RunFolder
@@ -32,11 +35,15 @@ def step_flops(model: PreTrainedModel, batch_size: int) -> float:
     One image is passed through the model: in products, each image costs the same.
     """
     config = model.config
-    inputs = {"pixel_values": torch.zeros(1, config.num_channels, *config.image_pair)}
+    pixel_values = torch.zeros(1, config.num_channels, *config.image_pair)
+    inputs: dict[str, Any] = {"pixel_values": pixel_values}
+    if isinstance(model, VitMaeForPreTraining):
+        inputs["predict_visible_patches"] = False  # as it is trained
     if isinstance(model, VitMaeForImageClassification):
         inputs["labels"] = torch.zeros(1, dtype=torch.long)
     model.set_attn_implementation("eager")  # made of products that the counter knows anywhere
-    with FlopCounterMode(display=False) as counter:
+    is_faster(torch.get_num_threads())  # its trial, made once, is none of the model's
+    with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
         model(**inputs).loss.backward()
     return float(counter.get_total_flops() * batch_size)
 
