@@ -163,7 +163,7 @@ def test_the_last_block_computes_no_patch_token_that_nobody_asks_for() -> None:
     for block in model.vit.layers:
         block.mlp.fc1.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
     model(random_images(model.config))
-    assert seen == [17, 1]
+    assert seen == [17, 2]
     seen.clear()
     model.config.pooling = "mean"
     model(random_images(model.config))

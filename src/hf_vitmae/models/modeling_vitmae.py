@@ -194,7 +194,7 @@ class VitMaeModel(VitMaePreTrainedModel):
             padding: bool (B, N), True = no data.
             num_prefix: (B,) patches that see each other both ways under causal attention.
             only_cls: the last block need not compute what only patches' tokens want; without states
-                and weights: -> (B, 1, D).
+                and weights: -> (B, 2, D), CLS and a patch.
         """
         with_states = _asked(output_hidden_states, self.config.output_hidden_states)
         with_attentions = _asked(output_attentions, self.config.output_attentions)
@@ -210,7 +210,8 @@ class VitMaeModel(VitMaePreTrainedModel):
             num_prefix=num_prefix,
             for_eager=with_attentions,
         )
-        few = slice(1) if only_cls and not (with_states or with_attentions) else None
+        # Two, since a product of one row has other last bits where the weights lie otherwise.
+        few = slice(2) if only_cls and not (with_states or with_attentions) else None
         tokens, hidden_states, attentions = self.layers(
             tokens, attention_mask, with_states, with_attentions, is_causal, queries=few
         )
