@@ -5,6 +5,7 @@ python scripts/benchmark.py models --device cuda --sizes b l --dtypes bf16 --pee
 python scripts/benchmark.py imports     # against `from transformers import PreTrainedModel`
 python scripts/benchmark.py decode      # JPEG to training crop, against Pillow as MAE uses it
 python scripts/benchmark.py processor   # image to pixel values, against transformers' ViT processor
+python scripts/benchmark.py run --recipe mae-cpu   # a whole run against its model and data alone
 
 `models` needs torch, transformers, numpy and pillow alone; on a machine without this package
 installed, put its src/ on PYTHONPATH. Stages of the pipeline on your own images:
@@ -13,8 +14,12 @@ installed, put its src/ on PYTHONPATH. Stages of the pipeline on your own images
 
 import argparse
 import atexit
+import contextlib
+import dataclasses
+import functools
 import importlib.util
 import io
+import itertools
 import multiprocessing
 import shutil
 import statistics
@@ -229,6 +234,104 @@ def report(title: str, seconds: Times, num_images: int) -> None:
     print(f"{title}: {', '.join(parts)}, ratio {medians[1] / medians[0]:.2f}")
 
 
+def measure_run(
+    recipe: str = "mae-cpu",
+    rounds: int = 7,
+    steps: int = 20,
+    batch_size: int | None = None,
+    image_size: int | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+    photos: Path | None = None,
+) -> None:
+    """Pretraining on a folder of JPEGs against the smaller of what its model and data do alone."""
+    from hf_vitmae.recipes import PRETRAIN
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory(prefix="hf_vitmae_benchmark_") as place:
+        folder = Path(place) / "photos"
+        folder.mkdir()
+        for number, encoded in enumerate(jpegs(find_photos(photos), SHAPES[0]) * 32):
+            (folder / f"{number}.jpg").write_bytes(encoded)
+        plan = PRETRAIN[recipe]()
+        plan = dataclasses.replace(
+            plan,
+            data=dataclasses.replace(plan.data, source=str(folder), num_workers=workers),
+            model=dataclasses.replace(plan.model, image_size=image_size or plan.model.image_size),
+            output_dir=Path(place) / "run",
+            steps=2 * steps,
+            batch_size=batch_size or plan.batch_size,
+            log_every=steps,
+            health_every=0,
+            tracker=("none",),
+        )
+        rates = WholeRun(plan).measure(rounds)
+    for name, values in rates.items():
+        low, median, high = min(values), statistics.median(values), max(values)
+        print(f"  {name:12} {median:8.1f} images/s ({low:.1f} to {high:.1f})")
+    least = [min(pair) for pair in zip(rates["model alone"], rates["data alone"], strict=True)]
+    shares = [run / limit for run, limit in zip(rates["whole run"], least, strict=True)]
+    print(
+        f"{recipe}, {torch.get_num_threads()} threads, {workers} workers: "
+        f"{statistics.median(shares):.1%} of the smaller ({min(shares):.1%} to {max(shares):.1%})"
+    )
+
+
+@dataclasses.dataclass
+class WholeRun:
+    """Images per second of a pretraining run, in the second half of its steps.
+
+    Args:
+        plan: a recipe whose log has a line in the middle and one at the end.
+    """
+
+    plan: Any
+
+    def measure(self, rounds: int) -> Times:
+        """The whole, its model alone and its data alone, in turn."""
+        rates: Times = defaultdict(list)
+        for _ in range(rounds):
+            rates["whole run"].append(self.train(self.load))
+            rates["model alone"].append(self.train(self.repeat))
+            rates["data alone"].append(self.read())
+        return rates
+
+    def train(self, batches: Callable[..., Any]) -> float:
+        """As metrics.jsonl has it."""
+        from hf_vitmae.tasks import fit, pretrain
+
+        self.loader, fit.train_batches = fit.train_batches, batches
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = pretrain.run(self.plan)
+        finally:
+            fit.train_batches = self.loader
+        shutil.rmtree(self.plan.output_dir)
+        return result["images_per_second"]
+
+    def load(self, *arguments: Any, **options: Any) -> Any:
+        """The run's own batches."""
+        self.asked = functools.partial(self.loader, *arguments, **options)
+        return self.asked()
+
+    def repeat(self, *arguments: Any, **options: Any) -> Any:
+        """The first batch, again and again."""
+        with contextlib.closing(self.loader(*arguments, **options)) as batches:
+            return itertools.repeat(next(batches))
+
+    def read(self) -> float:
+        """The run's batches without a model."""
+        with contextlib.closing(self.asked()) as batches:
+            for _ in range(self.plan.steps // 2):
+                next(batches)
+            start = time.perf_counter()
+            for _ in range(self.plan.steps // 2):
+                next(batches)
+            seconds = time.perf_counter() - start
+        return self.plan.steps // 2 * self.plan.batch_size / seconds
+
+
 def measure_models(**options: Any) -> None:
     """Steps of our models against transformers', as a table and in `output` as JSON too."""
     from hf_vitmae.benchmarks.models import ModelBenchmark, run
@@ -250,6 +353,14 @@ def parse() -> argparse.Namespace:
         add.set_defaults(run=function)
         add.add_argument("--rounds", type=int, default=31)
         add.add_argument("--photos", type=Path, default=None)
+    add = commands.add_parser("run", help="a whole run against its model and its data alone")
+    add.set_defaults(run=measure_run)
+    add.add_argument("--recipe", default="mae-cpu")
+    add.add_argument("--photos", type=Path, default=None)
+    for name, default in (("rounds", 7), ("steps", 20), ("workers", 1)):
+        add.add_argument(f"--{name}", type=int, default=default)
+    for name in ("batch-size", "image-size", "threads"):
+        add.add_argument(f"--{name}", type=int, default=None)
     add = commands.add_parser("models", help="steps of models")
     add.set_defaults(run=measure_models)
     for name, default in (

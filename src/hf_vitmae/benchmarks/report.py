@@ -107,8 +107,8 @@ def _rows(case: Case) -> Iterable[list[str]]:
     for name, side in case.sides.items():
         yield [
             *(case.task, case.size, case.dtype, str(case.batch_size), name),
-            f"{1000 * side.median():.3g}",
-            f"{case.images_per_second(name):.3g}",
+            _short(1000 * side.median()),
+            _short(case.images_per_second(name)),
             f"{case.share(name, case.products):.0%}",
             "" if case.cube is None else f"{case.share(name, case.cube):.0%}",
             _megabytes(side.saved_bytes),
@@ -116,6 +116,10 @@ def _rows(case: Case) -> Iterable[list[str]]:
             "1" if name == "ours" else _ratio(case, name),
             *(_phase(case, name, phase) for phase in PHASES),
         ]
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(case: Case, name: str) -> str:

@@ -48,7 +48,7 @@ from hf_vitmae.tasks.evaluate_report import (
 )
 from hf_vitmae.tasks.images import Batch, normalized
 from hf_vitmae.training.bad_images import BadImages, Split
-from hf_vitmae.training.metrics import confusion_matrix, iou_from_confusion
+from hf_vitmae.training.scores import confusion_matrix, iou_from_confusion
 
 HEADS: tuple[type[VitMaePreTrainedModel], ...] = (
     VitMaeForImageClassification,

@@ -17,7 +17,7 @@ from hf_vitmae.training.calibration import (
     log_probabilities,
     temperature_hint,
 )
-from hf_vitmae.training.metrics import (
+from hf_vitmae.training.scores import (
     class_scores,
     iou_from_confusion,
     top_k_accuracy,

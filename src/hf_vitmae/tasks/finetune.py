@@ -46,7 +46,6 @@ from hf_vitmae.tasks.start import (
 )
 from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.loop_config import Best
-from hf_vitmae.training.metrics import TopKAccuracy
 
 ADAPTER = "adapter"  # in the run's folder: what LoRA trained, without the rest of the model
 
@@ -218,6 +217,8 @@ class HeldOutAccuracy:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Evaluate `model`, on every process alike: -> eval_loss, eval_accuracy and the like."""
+        from hf_vitmae.training.metrics import TopKAccuracy
+
         logits, labels = self._predict(model)
         results = {"loss": functional.cross_entropy(logits, labels).item()}
         for metric in (TopKAccuracy(1), TopKAccuracy(5)):

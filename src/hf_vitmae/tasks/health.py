@@ -37,10 +37,10 @@ from hf_vitmae.training.health import (
     token_spread,
     watched_attention,
 )
-from hf_vitmae.training.metrics import top_k_accuracy
 from hf_vitmae.training.neighbors import nearest_classes
 from hf_vitmae.training.processes import on_main
 from hf_vitmae.training.run_folder import RunFolder
+from hf_vitmae.training.scores import top_k_accuracy
 from hf_vitmae.visualize import mean_visible_baseline
 
 NUM_IMAGES = 64  # whose masked loss a report has

@@ -12,8 +12,8 @@ from hf_vitmae.data.sources import Sources
 from hf_vitmae.tasks.encoders import Pooling, trained_encoder
 from hf_vitmae.tasks.features import cached_features
 from hf_vitmae.tasks.labelled import open_labelled, refuse_unused
-from hf_vitmae.training.metrics import top_k_accuracy
 from hf_vitmae.training.neighbors import Metric, leave_one_out_classes, nearest_classes
+from hf_vitmae.training.scores import top_k_accuracy
 from hf_vitmae.whole_or_absent import write_whole
 
 

@@ -16,10 +16,10 @@ from torch.nn import functional
 from hf_vitmae.tasks.encoders import digest_of
 from hf_vitmae.tasks.features import write_tensors
 from hf_vitmae.training.features import Features, hold_out_rows
-from hf_vitmae.training.metrics import top_k_accuracy
 from hf_vitmae.training.probe import LinearHead, fit_exact_probe, strength_scores
 from hf_vitmae.training.probe_sweep import Sweep, SweepConfig
 from hf_vitmae.training.run_folder import RunFolder
+from hf_vitmae.training.scores import top_k_accuracy
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from hf_vitmae.tasks.start import (
 )
 from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.loop_config import Best
-from hf_vitmae.training.metrics import confusion_matrix, iou_from_confusion
+from hf_vitmae.training.scores import confusion_matrix, iou_from_confusion
 from hf_vitmae.visualize import class_legend, picture_panel, segmentation_rows
 from hf_vitmae.visualize.pictures import to_pictures
 

@@ -13,7 +13,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_vitmae.training.metrics import InMemoryMetric, check_labels
+from hf_vitmae.training.metrics import InMemoryMetric
+from hf_vitmae.training.scores import check_labels
 
 NUM_BINS = 15
 TEMPERATURES = (0.01, 100.0)  # of the search; a model that is always right wants the lowest

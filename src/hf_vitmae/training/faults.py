@@ -31,6 +31,10 @@ class RunningStatistics:
         ]
         self._before: list[Tensor] = []
 
+    def __bool__(self) -> bool:
+        """Whether the model has any."""
+        return bool(self._buffers)
+
     def remember(self) -> None:
         """Take note of them before a step."""
         self._before = [buffer.clone() for buffer in self._buffers]

@@ -11,9 +11,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,14 +24,16 @@ from hf_vitmae.models.modes import evaluating
 from hf_vitmae.training import interrupts
 from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.faults import RunningStatistics, refuse_to_go_on
+from hf_vitmae.training.gradients import Gradients
 from hf_vitmae.training.keeper import Keeper
 from hf_vitmae.training.loop_config import LoopConfig
 from hf_vitmae.training.optim import REFERENCE_BATCH
 from hf_vitmae.training.progress import Progress
 from hf_vitmae.training.run_folder import RunFolder
 from hf_vitmae.training.schedule import set_learning_rate
-from hf_vitmae.training.sharding import clip_gradients, gradient_sync, is_sharded
+from hf_vitmae.training.sharding import clip_gradients, is_sharded
 from hf_vitmae.training.state import RunState
+from hf_vitmae.training.stepper import Outcome, Stepper
 from hf_vitmae.training.trackers import Trackers
 
 __all__ = ["LoopConfig", "step_seed", "train"]
@@ -87,7 +88,7 @@ def train(
     _check_accumulation(accelerator)
     effective_batch = config.effective_batch(accelerator.num_processes)
     fresh = RunState(effective_batch=effective_batch, num_samples=num_samples)
-    with _prepared(accelerator, model, optimizer) as (wrapped, stepper), interrupts.deferred():
+    with _prepared(accelerator, model, optimizer) as (wrapped, prepared), interrupts.deferred():
         keeper = Keeper(accelerator, model, optimizer, run, config)
         state = keeper.resume(fresh, bad_images)
         silent = not accelerator.is_main_process
@@ -100,38 +101,33 @@ def train(
 
         _announce(accelerator, model, optimizer, state, progress)
         statistics = RunningStatistics(model)
+        alone = keeper.ema is None and not statistics and not is_sharded(model)
+        stepper = Stepper(accelerator, optimizer, prepared, may_run_ahead=alone)
+        books = _Books(stepper, state, config, statistics, keeper, progress, bad_images)
         stream = batches(state.step * config.accumulation)
-        take_gradients = _Gradients(accelerator, wrapped, stream, prepare, config)
+        take_gradients = Gradients(accelerator, wrapped, stream, prepare, config)
         model.train()
         try:
             examine(state)  # if a signal came before that was done
+            books.start_clock()
             while state.step < config.steps:
-                started = time.perf_counter()
-                _begin_step(accelerator, config, state, bad_images)
-                lr = set_learning_rate(optimizer, schedule(state.step))
+                step = state.step + stepper.num_unsettled
+                _begin_step(accelerator, config, state, step, bad_images)
+                lr = set_learning_rate(optimizer, schedule(step))
                 statistics.remember()
                 loss, share, waited = take_gradients()
                 norm = clip_gradients(model, clip_grad_norm or math.inf)
-                found = _agree(accelerator, loss, share, norm, bad_images)
-                if found.is_finite or accelerator.scaler is not None:  # fp16's skips by itself
-                    stepper.step()
-                stepper.zero_grad()
-                seconds = time.perf_counter() - started
-                if found.is_finite:
-                    state.add_step(found.loss, found.grad_norm, seconds, waited, found.share)
-                    keeper.average(state.step)
-                else:
-                    statistics.restore()
-                    state.skip_step(seconds, waited, is_fault=not found.is_overflow)
-                    _tell_skipped(state, config, progress, found, lr)
-                progress.advance()
-                if _is_due(state.step, config.log_every, config.steps):
-                    progress.record(state.step_record(lr, _so_far(bad_images)))
-                if found.is_asked_to_stop:
+                num_bad = 0 if bad_images is None else len(bad_images.noted)
+                asked = interrupts.asked() > 0
+                note = (lr, waited)
+                stepper.step(loss, norm, share, num_bad=num_bad, asked=asked, note=note)
+                if books.settle(most=int(stepper.runs_ahead and not examine.halts_at(step + 1))):
                     interrupts.check(accelerator)
-                examine(state)
-                if _is_due(state.step, config.checkpoint_every, config.steps):
-                    keeper.save(state)
+                if not stepper.num_unsettled:
+                    examine(state)
+                    if _is_due(state.step, config.checkpoint_every, config.steps):
+                        keeper.save(state)
+                    books.start_clock()
             keeper.save(state)
             interrupts.check(accelerator)
         except interrupts.Interrupted:
@@ -143,50 +139,6 @@ def train(
         keeper.hand_back(state)
         _look_back(progress, state, bad_images)
     return state.metrics
-
-
-@dataclass(frozen=True)
-class _Gradients:
-    """Forward and backward passes of a step.
-
-    Batches weigh the same: an image in one that lacks some bad ones weighs a little more than
-    others. One of which nothing is left, without a `valid` image, adds nothing.
-
-    Args:
-        model: as Accelerate wraps it.
-        stream: this process's batches.
-    """
-
-    accelerator: Accelerator
-    model: nn.Module
-    stream: Iterator[Batch]
-    prepare: Callable[[Batch], Mapping[str, Any]]
-    config: LoopConfig
-
-    @cached_property
-    def forward(self) -> Callable[..., Any]:
-        """The model, compiled if it shall be."""
-        return torch.compile(self.model) if self.config.compile else self.model
-
-    def __call__(self) -> tuple[Tensor, float, float]:
-        """-> the loss, the share of the batches that have one, seconds of waiting for them."""
-        num_batches = self.config.accumulation
-        loss, waited, counting = torch.zeros((), device=self.accelerator.device), 0.0, 0
-        for micro_step in range(num_batches):
-            started = time.perf_counter()
-            batch = next(self.stream)
-            waited += time.perf_counter() - started
-            counts = _counts(batch)
-            counting += counts
-            inputs = self.prepare(batch)
-            is_last = micro_step == num_batches - 1
-            with gradient_sync(self.model, self.accelerator, is_last):
-                with self.accelerator.autocast():
-                    micro_loss = _loss(self.forward(**inputs), inputs) / num_batches
-                self.accelerator.backward(micro_loss if counts else micro_loss * 0.0)
-            loss += micro_loss.detach() if counts else 0.0
-        self.accelerator.unscale_gradients()
-        return loss, counting / num_batches, waited
 
 
 @dataclass(frozen=True)
@@ -222,6 +174,13 @@ class _Examination:
         is_due = state.step > 0 and (draws or bool(self._due(state)))
         return is_due and state.evaluated_step < state.step
 
+    def halts_at(self, step: int) -> bool:
+        """Whether a step's outcome is needed at once: something may come after it."""
+        config = self.config
+        periods = {config.log_every, config.checkpoint_every, config.eval_every}
+        periods.update(*(getattr(evaluate, "periods", ()) for evaluate in self.evaluators))
+        return any(_is_due(step, every, config.steps) for every in periods)
+
     def _is_evaluation(self, state: RunState) -> bool:
         return _is_due(state.step, self.config.eval_every, self.config.steps)
 
@@ -240,6 +199,63 @@ class _Examination:
         draw = self.progress.trackers.pictures
         has_to = self.keeper.accelerator.is_main_process or is_sharded(self.model)
         return draw(model) if draw is not None and has_to else {}
+
+
+@dataclass
+class _Books:
+    """Takes steps into account, in order, once it is known how each went."""
+
+    stepper: Stepper
+    state: RunState
+    config: LoopConfig
+    statistics: RunningStatistics
+    keeper: Keeper
+    progress: Progress
+    bad_images: BadImages | None
+    since: float = 0.0
+    compiles: bool = field(init=False)
+    """Whether the next step is the one that does."""
+
+    def __post_init__(self) -> None:
+        self.compiles = self.config.compile
+
+    def start_clock(self) -> None:
+        """The time from here on is that of steps."""
+        self.since = time.perf_counter()
+
+    def settle(self, most: int) -> bool:
+        """Settle steps until at most so many are left: -> whether a process was asked to stop, and
+        then none is left.
+        """
+        asked = False
+        while self.stepper.num_unsettled > (0 if asked else most):
+            asked |= self._settle_one()
+        return asked
+
+    def _settle_one(self) -> bool:
+        state, config = self.state, self.config
+        outcome, (lr, waited) = self.stepper.outcome()
+        seconds = time.perf_counter() - self.since
+        if self.compiles:
+            self.compiles = False
+            self.progress.say(
+                f"The first step took {seconds:.0f} s, most of it compiling; the next start here "
+                "finds the result in torch's cache (TORCHINDUCTOR_CACHE_DIR)."
+            )
+        if self.bad_images is not None and outcome.has_bad_images:
+            self.bad_images.share()
+        if outcome.is_finite:
+            state.add_step(outcome.loss, outcome.grad_norm, seconds, waited, outcome.share)
+            self.keeper.average(state.step)
+        else:
+            self.statistics.restore()
+            state.skip_step(seconds, waited, is_fault=not outcome.is_overflow)
+            _tell_skipped(state, config, self.progress, outcome, lr)
+        self.progress.advance()
+        if _is_due(state.step, config.log_every, config.steps):
+            self.progress.record(state.step_record(lr, _so_far(self.bad_images)))
+        self.start_clock()
+        return outcome.is_asked_to_stop
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -299,56 +315,17 @@ def _announce(
         progress.show(setting)
 
 
-def _counts(batch: Batch) -> bool:
-    """Whether any image of the batch is good."""
-    return "valid" not in batch or bool(batch["valid"].any())
-
-
 def _begin_step(
-    accelerator: Accelerator, config: LoopConfig, state: RunState, bad_images: BadImages | None
-) -> None:
-    """Seed what is random in the step, and say which it is to who notes bad images."""
-    torch.manual_seed(step_seed(config.seed, state.step, accelerator.process_index))
-    if bad_images is not None:
-        bad_images.begin(step=state.step + 1, epoch=state.epoch)
-
-
-class _Found(NamedTuple):
-    """What all processes agree on after the backward passes of a step."""
-
-    loss: float
-    grad_norm: float
-    share: float
-    """Of the batches that have a loss."""
-    is_asked_to_stop: bool
-    is_overflow: bool
-    """Whether it is fp16's gradient that is not finite, whose scaler then lowers its scale."""
-
-    @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
-
-
-def _agree(
     accelerator: Accelerator,
-    loss: Tensor,
-    share: float,
-    grad_norm: Tensor,
+    config: LoopConfig,
+    state: RunState,
+    step: int,
     bad_images: BadImages | None,
-) -> _Found:
-    """Means over the processes, which waits for the step to be computed; on the way they hear of
-    each other's bad images and signals.
-    """
-    noted = 0 if bad_images is None else len(bad_images.noted)
-    own = [loss.new_tensor(float(value)) for value in (share, noted, interrupts.asked() > 0)]
-    values = torch.stack([loss, *own])
-    values = cast(Tensor, accelerator.reduce(values, reduction="mean"))
-    loss_value, share, noted, asked = values.tolist()
-    if bad_images is not None and noted:
-        bad_images.share()
-    scaler = accelerator.scaler
-    is_overflow = scaler is not None and math.isfinite(loss_value) and scaler.get_scale() > 1
-    return _Found(loss_value, grad_norm.item(), share, asked > 0, is_overflow)
+) -> None:
+    """Seed what is random after so many steps, and say which is next to who notes bad images."""
+    torch.manual_seed(step_seed(config.seed, step, accelerator.process_index))
+    if bad_images is not None:
+        bad_images.begin(step=step + 1, epoch=state.epoch_of(step))
 
 
 def _so_far(bad_images: BadImages | None) -> dict[str, int]:
@@ -368,22 +345,14 @@ def _look_back(progress: Progress, state: RunState, bad_images: BadImages | None
         )
 
 
-def _loss(output: Any, inputs: Mapping[str, Any]) -> Tensor:
-    if output.loss is None:
-        raise ValueError(
-            f"The model gave no loss for inputs {sorted(inputs)}; does the data have labels?"
-        )
-    return output.loss
-
-
 def _tell_skipped(
-    state: RunState, config: LoopConfig, progress: Progress, found: _Found, lr: float
+    state: RunState, config: LoopConfig, progress: Progress, outcome: Outcome, lr: float
 ) -> None:
     """Log a step that was not finite, with its true values; raise if there were too many."""
-    values = {"loss": found.loss, "lr": lr, "grad_norm": found.grad_norm, **state.faults()}
+    values = {"loss": outcome.loss, "lr": lr, "grad_norm": outcome.grad_norm, **state.faults()}
     progress.record(state.record(values))
     if state.skipped_in_a_row >= config.max_skipped:
-        raise refuse_to_go_on(state.step, state.skipped_in_a_row, found.loss, found.grad_norm)
+        raise refuse_to_go_on(state.step, state.skipped_in_a_row, outcome.loss, outcome.grad_norm)
 
 
 def _is_due(step: int, every: int, last: int) -> bool:

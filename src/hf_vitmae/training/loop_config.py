@@ -30,6 +30,7 @@ class LoopConfig:
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
         keep_checkpoints: how many stay on the disk.
         compile: run forward and backward through `torch.compile`.
+        cuda_graphs: and record them as CUDA graphs, which spares small models the launches.
         ema_decay: of the averaged weights, which are evaluated and handed back; 0 has none.
         max_skipped: so many steps in a row that are not finite stop the run.
         best: the checkpoint of the best evaluation stays on the disk too.
@@ -48,6 +49,7 @@ class LoopConfig:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     compile: bool = False
+    cuda_graphs: bool = False
     ema_decay: float = 0.0
     max_skipped: int = 5
     best: Best | None = None
@@ -61,6 +63,8 @@ class LoopConfig:
                 raise ValueError(
                     f"{field} is {getattr(self, field)}; it must be {smallest} or more."
                 )
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs is for compiled steps; set `compile` too.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
 

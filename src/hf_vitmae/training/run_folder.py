@@ -36,6 +36,7 @@ FREE_FIELDS = frozenset(
         "keep_checkpoints",
         "best_model",
         "max_skipped",
+        "cuda_graphs",
         "shard",
         "allow_change",
         "progress",

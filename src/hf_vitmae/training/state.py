@@ -46,7 +46,11 @@ class RunState:
     @property
     def epoch(self) -> int:
         """Whole epochs done, 0 where their length is not known."""
-        return self.step * self.effective_batch // self.num_samples if self.num_samples else 0
+        return self.epoch_of(self.step)
+
+    def epoch_of(self, step: int) -> int:
+        """Whole epochs done after so many steps."""
+        return step * self.effective_batch // self.num_samples if self.num_samples else 0
 
     def add_step(
         self, loss: float, grad_norm: float, seconds: float, waited: float, weight: float = 1.0
