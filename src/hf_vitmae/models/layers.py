@@ -174,7 +174,7 @@ class Attention(nn.Module):
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> (B, heads, L, d)."""
-        return tokens.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        return tokens.view(*tokens.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def _attention(
         self, output_attentions: bool, with_matmul: bool
@@ -206,8 +206,9 @@ class MLP(nn.Module):
         """With `config.recompute_activations` the backward pass computes the activations again."""
         inner = linear(self.fc1, hidden_states)
         activated = self.activation(inner)
-        recomputes = self.config.recompute_activations and can_recompute
-        if not recomputes or torch.compiler.is_compiling():  # compiled graphs do it by themselves
+        can_recompute = can_recompute and torch.is_grad_enabled()
+        can_recompute = can_recompute and not torch.compiler.is_compiling()  # which does it itself
+        if not (can_recompute and self.config.recompute_activations):
             return linear(self.fc2, activated)
         with computed_again(activated, lambda: self.activation(inner.detach())):
             return linear(self.fc2, activated)
@@ -295,13 +296,20 @@ class Block(GradientCheckpointingLayer):
         attended, weights = self.attention(
             normed, attention_mask, output_attentions, is_causal, cache, queries
         )
-        attended = self.layer_scale1(self.dropout(attended))
-        hidden_states = _picked(hidden_states, queries) + self.drop_path(attended)
+        attended = self._dropped(attended, self.layer_scale1)
+        hidden_states = _picked(hidden_states, queries) + attended
         # Checkpointing keeps nothing of a block, and hooks within it would.
         normed = self.layernorm_after(hidden_states)
         branch = self.mlp(normed, can_recompute=not self.gradient_checkpointing)
-        branch = self.layer_scale2(self.dropout(branch))
-        return hidden_states + self.drop_path(branch), weights
+        return hidden_states + self._dropped(branch, self.layer_scale2), weights
+
+    def _dropped(self, branch: Tensor, scale: nn.Module) -> Tensor:
+        """What a branch adds to the tokens; without training nothing is called for nothing, which
+        is time that small models notice.
+        """
+        if not self.training:
+            return scale(branch)
+        return self.drop_path(scale(self.dropout(branch)))
 
 
 def _layer_scale(config: VitMaeConfig, hidden_size: int) -> nn.Module:

@@ -29,7 +29,9 @@ ROUNDS = 7
 
 def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
     """What `layer(tokens)` is: (..., D) -> (..., D'), by the faster library."""
-    if type(layer) is nn.Linear and _can(layer, tokens) and is_faster(torch.get_num_threads()):
+    is_plain = type(layer) is nn.Linear
+    is_large = is_plain and tokens.numel() * layer.out_features >= FEWEST_PRODUCTS
+    if is_large and _can(layer, tokens) and is_faster(torch.get_num_threads()):
         product = _OneDnnLinear.apply if torch.is_grad_enabled() else _product
         return product(tokens, layer.weight, layer.bias)
     return layer(tokens)
@@ -43,7 +45,6 @@ def _can(layer: nn.Linear, tokens: Tensor) -> bool:
         and tokens.device.type == weight.device.type == "cpu"
         and type(tokens) is Tensor
         and type(weight) is nn.Parameter
-        and tokens.numel() * weight.shape[0] >= FEWEST_PRODUCTS
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)

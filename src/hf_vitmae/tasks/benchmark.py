@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -48,8 +48,8 @@ class BenchmarkRequest:
     """Column that holds the images; found by type and name when left out."""
     streaming: bool = False
     """Read from front to back, as `--data.streaming` does."""
-    image_size: int = 224
-    """Pixels, height and width, that the crops are resized to."""
+    image_size: int | None = None
+    """Pixels, height and width, of crops and of what models see; 224 when left out."""
     num_images: int = 256
     """Images of one round, one after another as they are stored."""
     batch_size: int | None = None
@@ -68,11 +68,15 @@ class BenchmarkRequest:
     """Besides transformers as it is: compiled (theirs and ours), recomputed (ours), timm."""
     device: str = "cpu"
     """Of models: cpu or cuda."""
+    threads: int | None = None
+    """Threads of torch, for `models`; its own choice when left out."""
+    profile: bool = False
+    """Write a profile of one step of each of our models into `output`."""
     output: Path | None = None
     """Folder for benchmark.json and the table; for `models`."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "num_images", "batch_size", "rounds"):
+        for name in ("image_size", "num_images", "batch_size", "rounds", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
@@ -81,6 +85,11 @@ class BenchmarkRequest:
             raise ValueError(f"`benchmark {self.what}` {wanted}, got {self.source!r}.")
         if self.num_workers < 0:
             raise ValueError(f"`num_workers` must be at least 0, got {self.num_workers}.")
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of the crops."""
+        return (self.image_size or 224, self.image_size or 224)
 
     @property
     def data_batch_size(self) -> int:
@@ -99,7 +108,7 @@ def run(request: BenchmarkRequest) -> Rates:
 
 
 def _run_models(request: BenchmarkRequest) -> Rates:
-    names = ("tasks", "sizes", "dtypes", "peers", "device", "batch_size", "rounds", "output")
+    names = (field.name for field in fields(ModelBenchmark))
     report = run_models(ModelBenchmark(**{name: getattr(request, name) for name in names}))
     return {
         f"{case.task} {case.size} {case.dtype} {case.batch_size} {name}": [
@@ -121,7 +130,7 @@ def _run_data(request: BenchmarkRequest) -> Rates:
     )
     if len(source) == 0:
         raise ValueError(f"{source.name} holds no images; choose another split or source.")
-    transform = TrainTransform((request.image_size, request.image_size))
+    transform = TrainTransform(request.crop_size)
     rates = _measure_stages(request, source, transform)
     rates |= _measure_normalize(request)
     rates |= _measure_loader(request, source, transform)
@@ -180,9 +189,8 @@ def _measure_normalize(request: BenchmarkRequest) -> Rates:
     """A batch of bytes moved to the device and normalised there."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = accelerator or torch.device("cpu")
-    size = request.image_size
-    processor = VitMaeImageProcessor(size=size, patch_size=1)
-    batch = torch.zeros(request.data_batch_size, 3, size, size, dtype=torch.uint8)
+    processor = VitMaeImageProcessor(size=request.crop_size[0], patch_size=1)
+    batch = torch.zeros(request.data_batch_size, 3, *request.crop_size, dtype=torch.uint8)
 
     def normalize() -> Tensor:
         values = processor.normalize(batch.to(device))
