@@ -23,6 +23,7 @@ PACKAGE_LAYERS: tuple[set[str], ...] = (
     {"training"},
     {"tasks"},
     {"recipes"},
+    {"command_line"},
     {"cli"},
 )
 MODEL_LAYERS: tuple[set[str], ...] = (

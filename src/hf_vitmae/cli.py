@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_vitmae.command_line.output import SWITCHES, run_so, take_switches
 from hf_vitmae.training import interrupts
 
 PROGRAM = "hf-vitmae"
@@ -39,6 +40,11 @@ VERBS = {
     "doctor": "look at this machine and at a run: what is missing, what would be resumed and why",
     "demo": "pretrain, look, fine-tune and load again on the embedded emoji, in minutes",
 }
+RECIPE_TABLES = {
+    "pretrain": ("PRETRAIN",),
+    "finetune": ("FINETUNE", "SEGMENT"),
+    "linear-probe": ("LINEAR_PROBE",),
+}
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
@@ -54,7 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     verb, *rest = arguments
     try:
+        if verb == "completion":
+            print(_completion(*rest[:1]))
+            return 0
         _check_verb(verb)
+        if _is_help(rest):
+            print(_help(verb, rest))
+            return 0
         with interrupts.raised():
             _run_verb(verb, rest)
     except CommandLineError as error:
@@ -83,36 +95,97 @@ def run_script(path: str) -> int:
 def _run_verb(verb: str, rest: list[str]) -> None:
     """Parse the arguments of one verb and run its task; only what the verb needs is imported."""
     with _one_line_errors(verb):
+        manner, rest = take_switches(rest)
+        rest = ["--help" if argument == "--help-all" else argument for argument in rest]
         request = PARSERS[verb](f"{PROGRAM} {verb}", rest)
-    importlib.import_module(type(request).__module__).run(request)  # a recipe lies beside its task
-    if getattr(request, "push_to_hub", None):
-        importlib.import_module("hf_vitmae.tasks.push").push_result(request)
+    task = importlib.import_module(type(request).__module__)  # a recipe lies beside its task
+
+    def run() -> Any:
+        result = task.run(request)
+        if getattr(request, "push_to_hub", None):
+            importlib.import_module("hf_vitmae.tasks.push").push_result(request)
+        return result
+
+    if getattr(request, "dry_run", False):
+        _tell_plan(run)
+    else:
+        run_so(manner, run)
 
 
-def _parse_pretrain(program: str, rest: list[str]) -> Any:
-    from hf_vitmae.recipes import PRETRAIN
+def _tell_plan(run: Callable[[], Any]) -> None:
+    from hf_vitmae.tasks.plan import DryRun
 
-    return _parse_recipe(PRETRAIN, program, rest)
-
-
-def _parse_finetune(program: str, rest: list[str]) -> Any:
-    from hf_vitmae.recipes import FINETUNE, SEGMENT
-
-    return _parse_recipe({**FINETUNE, **SEGMENT}, program, rest)
+    try:
+        run()
+    except DryRun as plan:
+        print(plan)
 
 
-def _parse_linear_probe(program: str, rest: list[str]) -> Any:
-    from hf_vitmae.recipes import LINEAR_PROBE
+def _is_help(rest: Sequence[str]) -> bool:
+    """Whether the short page is asked for: of a verb, or of a recipe by its name."""
+    return bool(rest) and rest[-1] in ("-h", "--help") and len(rest) <= 2
 
-    return _parse_recipe(LINEAR_PROBE, program, rest)
+
+def _help(verb: str, rest: Sequence[str]) -> str:
+    from hf_vitmae.command_line.short_help import page, recipe_page
+
+    recipes = _recipes(verb)
+    if len(rest) == 2 and rest[0] in recipes:
+        return recipe_page(PROGRAM, verb, rest[0], recipes[rest[0]])
+    return page(PROGRAM, verb, VERBS[verb], _command(verb, recipes), recipes)
 
 
-def _parse_request(verb: str, name: str, program: str, rest: list[str]) -> Any:
-    """The request of a verb that has no recipes: the class of that name beside its task."""
+def _recipes(verb: str) -> dict[str, Callable[[], Any]]:
+    """Those of a verb, by name."""
+    from hf_vitmae import recipes
+
+    tables = RECIPE_TABLES.get(verb, ())
+    return {name: make for table in tables for name, make in getattr(recipes, table).items()}
+
+
+def _command(verb: str, recipes: Mapping[str, Callable[[], Any]]) -> Any:
+    """What has a verb's flags: one of its recipes, or the class of its request."""
+    if recipes:
+        return next(iter(recipes.values()))()
+    if verb == "demo":
+        from hf_vitmae.recipes.demo import demo
+
+        return demo()
+    return _request_class(verb)
+
+
+def _completion(shell: str = "bash") -> str:
+    from hf_vitmae.command_line.completion import script
+    from hf_vitmae.command_line.flags import flags_of
+
+    recipes = {verb: _recipes(verb) for verb in VERBS}
+    flags = {verb: [*flags_of(_command(verb, recipes[verb])), *SWITCHES] for verb in VERBS}
+    try:
+        return script(PROGRAM, {verb: list(names) for verb, names in recipes.items()}, flags, shell)
+    except ValueError as error:
+        raise CommandLineError(str(error)) from error
+
+
+def _parse_recipe_of(verb: str, program: str, rest: list[str]) -> Any:
+    recipes = _recipes(verb)
+    name = next((argument for argument in rest if not argument.startswith("-")), None)
+    if name is not None and rest[0] == name and name not in recipes:
+        close = difflib.get_close_matches(name, recipes, n=1)
+        mend = f"did you mean {close[0]}?" if close else f"the recipes are {', '.join(recipes)}."
+        raise CommandLineError(f"there is no recipe {name!r}; {mend}")
+    return _parse_recipe(recipes, program, rest)
+
+
+def _parse_request(verb: str, program: str, rest: list[str]) -> Any:
+    """The request of a verb that has no recipes."""
     import tyro
 
-    request = getattr(importlib.import_module(f"hf_vitmae.tasks.{verb}"), name)
-    return tyro.cli(request, prog=program, args=rest)
+    return tyro.cli(_request_class(verb), prog=program, args=rest)
+
+
+def _request_class(verb: str) -> type:
+    """It lies beside its task and is named for the verb."""
+    return getattr(importlib.import_module(f"hf_vitmae.tasks.{verb}"), f"{verb.title()}Request")
 
 
 def _parse_demo(program: str, rest: list[str]) -> Any:
@@ -125,20 +198,20 @@ def _parse_demo(program: str, rest: list[str]) -> Any:
 
 
 PARSERS = {
-    "pretrain": _parse_pretrain,
-    "finetune": _parse_finetune,
-    "linear-probe": _parse_linear_probe,
-    "knn": partial(_parse_request, "knn", "KnnRequest"),
-    "evaluate": partial(_parse_request, "evaluate", "EvaluateRequest"),
-    "compare": partial(_parse_request, "compare", "CompareRequest"),
-    "reconstruct": partial(_parse_request, "reconstruct", "ReconstructRequest"),
-    "embed": partial(_parse_request, "embed", "EmbedRequest"),
-    "convert": partial(_parse_request, "convert", "ConvertRequest"),
-    "export": partial(_parse_request, "export", "ExportRequest"),
-    "push": partial(_parse_request, "push", "PushRequest"),
-    "stats": partial(_parse_request, "stats", "StatsRequest"),
-    "benchmark": partial(_parse_request, "benchmark", "BenchmarkRequest"),
-    "doctor": partial(_parse_request, "doctor", "DoctorRequest"),
+    "pretrain": partial(_parse_recipe_of, "pretrain"),
+    "finetune": partial(_parse_recipe_of, "finetune"),
+    "linear-probe": partial(_parse_recipe_of, "linear-probe"),
+    "knn": partial(_parse_request, "knn"),
+    "evaluate": partial(_parse_request, "evaluate"),
+    "compare": partial(_parse_request, "compare"),
+    "reconstruct": partial(_parse_request, "reconstruct"),
+    "embed": partial(_parse_request, "embed"),
+    "convert": partial(_parse_request, "convert"),
+    "export": partial(_parse_request, "export"),
+    "push": partial(_parse_request, "push"),
+    "stats": partial(_parse_request, "stats"),
+    "benchmark": partial(_parse_request, "benchmark"),
+    "doctor": partial(_parse_request, "doctor"),
     "demo": _parse_demo,
 }
 
@@ -211,7 +284,13 @@ def _check_verb(verb: str) -> None:
 def _overview() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
-    return f"usage: {PROGRAM} VERB ...   ({PROGRAM} VERB --help shows its flags)\n\n{verbs}"
+    return f"""usage: {PROGRAM} VERB ...   ({PROGRAM} VERB --help shows examples and flags)
+
+{verbs}
+
+Every verb takes --quiet, --verbose and --json (the result alone, for programs; what people read
+goes to stderr). Completion of verbs, recipes and flags: eval "$({PROGRAM} completion bash)\"
+New here? `{PROGRAM} demo` takes some minutes; `{PROGRAM} doctor` looks at this machine."""
 
 
 def _report(verb: str, error: object, code: int) -> int:

@@ -271,7 +271,7 @@ def test_json_and_table_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stored["machine"]["torch"] == torch.__version__ and stored["rounds"] == 3
     ours, theirs = table_of(report)
     assert (ours["images/s"], ours["of the products"], ours["saved"]) == ("4", "50%", "1 MiB")
-    assert (theirs["ms"], theirs["step"]) == ("3e+03", "1.50 (1.00 to 3.00)")
+    assert (theirs["ms"], theirs["step"]) == ("3,000", "1.50 (1.00 to 3.00)")
     assert (theirs["forward"], theirs["optimizer"]) == ("2.00", "2.00")
     assert "peak" not in ours and "of 8192 cube" not in ours
     ours, _ = table_of(Report(CUDA, 3, [case(Measured({"step": [1.0]}, flops=4e9))]))

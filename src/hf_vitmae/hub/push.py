@@ -5,11 +5,14 @@ repository. So every try looks at the branch first: what is there already is not
 commit whose answer was lost is seen to be there.
 """
 
+import errno
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -32,10 +35,13 @@ from hf_vitmae.hub.payload import (
 )
 from hf_vitmae.hub.privacy import TOKENS
 
+Result = TypeVar("Result")
 TRANSPORT_ERROR = HfHubHTTPError.__bases__[0]  # of whichever HTTP library the client is built on
 PASSING = frozenset((408, 429, 500, 502, 503, 504))
 OVERTAKEN = 412  # somebody else committed in between
-MENDS = {
+XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})\b")  # hf_xet tells it in words alone
+QUERY = re.compile(r"(?<=[\w/])\?[^\s)\"']+")
+MENDS: Mapping[int | None, str] = {
     401: "log in with `hf auth login`, with a token that may write",
     403: "take a repository that you may write to, and a token with write access",
     404: "check the name and the revision",
@@ -131,23 +137,57 @@ def push_files(
     check_complete(files)
     check_private(files, allowed=(destination.repo_id,))
     local = {name: LocalFile(path) for name, path in sorted(files.items())}
-    push = _Push(local, destination, api, report)
+    push = _Push(local, destination, api)
     with reported(destination.repo_id):
-        push.again(patience, push.prepare)
-        return push.again(patience, push.commit)
+        persist(push.prepare, destination.repo_id, report=report, patience=patience)
+        return persist(push.commit, destination.repo_id, report=report, patience=patience)
+
+
+def persist(
+    step: Callable[[], Result],
+    repo_id: str,
+    *,
+    report: Callable[[str], Any] = print,
+    patience: Patience = PATIENCE,
+) -> Result:
+    """Do a step until it works, or fails for a reason that does not pass; what it raises goes on.
+
+    Args:
+        report: told after each failure but the last what it was, and how long the wait is.
+    """
+
+    def tell(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        cause = (_cause(error) or error) if error else error
+        wait = state.upcoming_sleep
+        report(
+            f"{repo_id}: {_reason(cause)}; trying again in {wait:.0f} s "
+            f"({state.attempt_number} failed)."
+        )
+
+    retrying = Retrying(
+        retry=retry_if_exception(_passes),
+        stop=stop_after_attempt(patience.attempts),
+        wait=_Wait(patience),
+        before_sleep=tell,
+        reraise=True,
+    )
+    return retrying(step)
 
 
 @contextmanager
 def reported(repo_id: str) -> Iterator[None]:
-    """Turn what the Hub or the network refuses into one line that names the repository.
+    """Turn what Hub, network or a full disk refuse into one line that names the repository.
 
     Raises:
         PushError: in their place.
     """
     try:
         yield
+    except PushError:
+        raise
     except Exception as error:
-        cause = _cause(error)
+        cause = error if _is_full(error) else _cause(error)
         if cause is None:
             raise
         raise PushError(_explain(cause, repo_id)) from error
@@ -160,20 +200,8 @@ class _Push:
     files: dict[str, LocalFile]
     destination: Destination
     api: HfApi
-    report: Callable[[str], Any]
     tried: bool = False
     pulls_before: set[str] = field(default_factory=set)
-
-    def again(self, patience: Patience, step: Callable[[], Any]) -> Any:
-        """Do a step until it works, or fails for a reason that does not pass."""
-        retrying = Retrying(
-            retry=retry_if_exception(_passes),
-            stop=stop_after_attempt(patience.attempts),
-            wait=_Wait(patience),
-            before_sleep=self._tell,
-            reraise=True,
-        )
-        return retrying(step)
 
     def prepare(self) -> None:
         """See to it that repository and branch are there."""
@@ -247,15 +275,6 @@ class _Push:
     def _url(self, made: CommitInfo) -> str:
         return made.pr_url or self._repo_url()
 
-    def _tell(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        cause = (_cause(error) or error) if error else error
-        wait = state.upcoming_sleep
-        self.report(
-            f"{self.destination.repo_id}: {_reason(cause)}; trying again in {wait:.0f} s "
-            f"({state.attempt_number} failed)."
-        )
-
 
 class _Wait:
     """Ever longer, with chance in it, and as long as the Hub asks for."""
@@ -268,11 +287,16 @@ class _Wait:
     def __call__(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         cause = _cause(error) if error else None
-        asked = "0"
-        if isinstance(cause, HfHubHTTPError):
-            asked = cause.response.headers.get("Retry-After", "0")
-        seconds = float(asked) if asked.isdigit() else 0.0
-        return max(self.exponential(state), min(seconds, self.longest))
+        asked = _asked_wait(cause) if isinstance(cause, HfHubHTTPError) else 0
+        return max(self.exponential(state), min(asked, self.longest))
+
+
+def _asked_wait(error: HfHubHTTPError) -> int:
+    """Seconds that the Hub wants to be left alone: said plainly, or until its count begins anew."""
+    headers = error.response.headers
+    plain = re.fullmatch(r"\d+", headers.get("Retry-After", ""))
+    until_reset = re.search(r"\br=0;\s*t=(\d+)", headers.get("RateLimit", ""))
+    return max(int(plain[0]) if plain else 0, int(until_reset[1]) if until_reset else 0)
 
 
 def _is_same(file: LocalFile, there: Any) -> bool:
@@ -292,34 +316,52 @@ def _cause(error: BaseException) -> BaseException | None:
     return None
 
 
+def _is_full(error: BaseException) -> bool:
+    """Whether a copy or the client's cache found no room; hf_xet tells so in words alone."""
+    in_words = os.strerror(errno.ENOSPC)
+    return isinstance(error, OSError) and (error.errno == errno.ENOSPC or in_words in str(error))
+
+
 def _passes(error: BaseException) -> bool:
     """Whether trying again may help."""
     cause = _cause(error)
     if cause is None or isinstance(cause, OfflineModeIsEnabled):
         return False
+    status = _status(cause)
+    return status is None or status in (*PASSING, OVERTAKEN)
+
+
+def _status(cause: BaseException | None) -> int | None:
+    """The status of the answer, if there was one."""
     if isinstance(cause, HfHubHTTPError):
-        return cause.response.status_code in (*PASSING, OVERTAKEN)
-    return True
+        return cause.response.status_code
+    found = XET_STATUS.search(str(cause))
+    return int(found[1]) if found else None
 
 
 def _reason(error: BaseException | None) -> str:
     """What went wrong in a few words, without anything secret."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE keeps this machine off line"
+    if error is not None and _is_full(error):
+        return f"the disk of the temporary folder or of HF_HOME is full ({error})"
+    status, lines = _status(error), str(error).strip().splitlines()
+    if status == OVERTAKEN:
+        return "somebody else pushed to it at the same time"
     if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        if status == OVERTAKEN:
-            return "somebody else pushed to it at the same time"
         said = error.response.headers.get("X-Error-Message", "")
-        return TOKENS.sub("(a token)", f"the Hub answers {status}" + (f" ({said})" if said else ""))
-    lines = str(error).strip().splitlines()
-    return TOKENS.sub("(a token)", f"the Hub cannot be reached ({lines[0] if lines else error!r})")
+    else:  # an address may be signed, and what follows its question mark opens it
+        said = QUERY.sub("", lines[0] if lines else repr(error))
+    what = "the Hub cannot be reached" if status is None else f"the Hub answers {status}"
+    return TOKENS.sub("(a token)", f"{what} ({said})" if said else what)
 
 
 def _explain(error: BaseException, repo_id: str) -> str:
     mend = "run the same command again later"
     if isinstance(error, OfflineModeIsEnabled):
         mend = "unset HF_HUB_OFFLINE and run the same command again"
-    elif isinstance(error, HfHubHTTPError) and error.response.status_code in MENDS:
-        mend = f"{MENDS[error.response.status_code]}, and run the same command again"
+    elif _is_full(error):
+        mend = "make room, or set TMPDIR or HF_HOME elsewhere, and run the same command again"
+    elif (status := _status(error)) in MENDS:
+        mend = f"{MENDS[status]}, and run the same command again"
     return f"{repo_id} was not pushed: {_reason(error)}; nothing is lost on the disk; {mend}."

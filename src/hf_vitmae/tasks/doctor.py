@@ -25,8 +25,8 @@ class DoctorRequest:
     """Folder of a run, its `--output-dir`; every checkpoint in it is checked."""
 
 
-def run(request: DoctorRequest) -> None:
-    """Print what was found, line by line.
+def run(request: DoctorRequest) -> dict[str, list[Finding]]:
+    """Print what was found, line by line, and return it by section.
 
     Raises:
         ValueError: if `request.run` is no run's folder, or has checkpoints and none that is whole.
@@ -35,15 +35,15 @@ def run(request: DoctorRequest) -> None:
     print(f"hf_vitmae {__version__}")
     disk = Path() if request.run is None else request.run
     sections = {"versions": versions(), "devices": devices(), "speed": speed(disk)}
-    for title, findings in sections.items():
-        _show(title, findings)
+    found = {title: _show(title, findings) for title, findings in sections.items()}
     if folder is not None:
-        findings = _show(f"run {folder.path}", examine_run(folder))
-        if any(finding.is_fatal for finding in findings):
+        found["run"] = _show(f"run {folder.path}", examine_run(folder))
+        if any(finding.is_fatal for finding in found["run"]):
             raise ValueError(
                 f"no checkpoint of {folder.path} can be resumed; restore one of them, or start "
                 "again in another --output-dir."
             )
+    return found
 
 
 def _show(title: str, findings: Iterable[Finding]) -> list[Finding]:

@@ -1,10 +1,10 @@
 """What all training tasks do alike: recipe, model and data to a trained model in a run folder."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Generic, cast
+from typing import Any, Generic, NoReturn, cast
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -21,6 +21,7 @@ from hf_vitmae.tasks.batch_size import find_batch_plan, memory_advice
 from hf_vitmae.tasks.checkpoints import Model, save_model
 from hf_vitmae.tasks.environment import note_environment
 from hf_vitmae.tasks.images import Batch
+from hf_vitmae.tasks.plan import DryRun, plan_run
 from hf_vitmae.tasks.recipe import BatchPlan, TaskRecipe
 from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.guard import check_positions
@@ -76,22 +77,23 @@ def fit(
 
     Raises:
         ValueError: if the model cannot tell positions apart, or the folder is not this run's.
-        OutOfMemory: saying what to lower; and what `train` raises.
+        OutOfMemory, saying what to lower; DryRun, with the plan alone; and what `train` raises.
     """
     _check_start(recipe, model, evaluators)
+    if recipe.dry_run:
+        _stop_at_plan(recipe, accelerator, model, processor, source, prepare, num_noise)
     with run_lock(recipe.output_dir) if accelerator.is_main_process else nullcontext():
         seen = (_train_transform(recipe, model, processor), source, bad_images, num_noise)
         batches = partial(_micro_batches, recipe, accelerator, *seen)
         loop = _plan_loop(recipe, accelerator, model, source, prepare, batches, best)
         batch = loop.effective_batch(accelerator.num_processes)
-        schedule = recipe.optim.make_schedule(loop.steps, batch)
         run = _open_run(recipe, accelerator, source)
         plain = _shard(recipe, accelerator, model)
         with explaining_out_of_memory(lambda: _what_to_lower(recipe, accelerator, model, loop)):
             metrics = train(
                 model,
                 build_optimizer(model, recipe.optim, batch),
-                schedule,
+                recipe.optim.make_schedule(loop.steps, batch),
                 accelerator=accelerator,
                 batches=partial(batches, loop.batch_size),
                 prepare=prepare,
@@ -105,8 +107,7 @@ def fit(
             )
         trained = _gather(model, plain, accelerator)
         if accelerator.is_main_process:
-            trained = finish(trained)
-            save_model(run.model, trained, processor)
+            save_model(run.model, trained := finish(trained), processor)
         accelerator.wait_for_everyone()
     return Trained(run, metrics, trained)
 
@@ -117,6 +118,31 @@ def _check_start(
     check_positions(model, model.config.image_pair, model.config.num_channels)
     if recipe.best_model and not evaluators:
         raise ValueError("`best_model` needs held-out images; there are none to evaluate on.")
+
+
+def _stop_at_plan(
+    recipe: TaskRecipe,
+    accelerator: Accelerator,
+    model: VitMaePreTrainedModel,
+    processor: VitMaeImageProcessor,
+    source: AnySource,
+    prepare: Callable[[Batch], Batch],
+    num_noise: int | None,
+) -> NoReturn:
+    """Raise `DryRun`; a batch size that is to be found is taken as 1 here."""
+    plain = (
+        replace(recipe, batch_size=recipe.data.repeats) if recipe.batch_size == "auto" else recipe
+    )
+
+    def example() -> Batch:
+        transform = _train_transform(recipe, model, processor)
+        with closing(
+            train_batches(source, transform, seed=recipe.seed, batch_size=1, num_noise=num_noise)
+        ) as batches:
+            return next(batches)
+
+    loop = plain.loop_config(source.epoch_size, accelerator.num_processes)
+    raise DryRun(plan_run(recipe, accelerator, model, source.epoch_size, prepare, example, loop))
 
 
 def _trackers(recipe: TaskRecipe, accelerator: Accelerator, pictures: Pictures | None) -> Trackers:

@@ -16,7 +16,15 @@ from huggingface_hub import HfApi
 
 from hf_vitmae.hub.payload import PICTURES, TEXTS, belongs, clean, list_files
 from hf_vitmae.hub.privacy import find_private
-from hf_vitmae.hub.push import PATIENCE, Destination, Patience, PushResult, push_files, reported
+from hf_vitmae.hub.push import (
+    PATIENCE,
+    Destination,
+    Patience,
+    PushResult,
+    persist,
+    push_files,
+    reported,
+)
 from hf_vitmae.tasks.card import write_card
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.training.run_folder import RunFolder
@@ -104,23 +112,24 @@ def push_run(
     Raises:
         As `run`.
     """
-    is_run = not (folder / "config.json").is_file() and (folder / "model").is_dir()
-    model = folder / "model" if is_run else folder
-    files, left_out = list_files(model)
-    if left_out:
-        print(f"Not pushed, as it is no part of a model: {', '.join(left_out)}.")
-    with tempfile.TemporaryDirectory(prefix="hf-vitmae-push-") as place:
-        if CARD not in files:
-            text = write_card(
-                folder if is_run else None, model, destination.repo_id, license=license
-            )
-            files[CARD] = Path(place) / CARD
-            files[CARD].write_text(text, encoding="utf-8")
-        if is_run:
-            files |= _records(RunFolder(folder))
-        allowed = (destination.repo_id,)
-        files |= _cleaned(files, Path(place), allowed)
-        return push_files(files, destination, api, patience=patience)
+    with reported(destination.repo_id):  # a full disk too
+        is_run = not (folder / "config.json").is_file() and (folder / "model").is_dir()
+        model = folder / "model" if is_run else folder
+        files, left_out = list_files(model)
+        if left_out:
+            print(f"Not pushed, as it is no part of a model: {', '.join(left_out)}.")
+        with tempfile.TemporaryDirectory(prefix="hf-vitmae-push-") as place:
+            if CARD not in files:
+                text = write_card(
+                    folder if is_run else None, model, destination.repo_id, license=license
+                )
+                files[CARD] = Path(place) / CARD
+                files[CARD].write_text(text, encoding="utf-8")
+            if is_run:
+                files |= _records(RunFolder(folder))
+            allowed = (destination.repo_id,)
+            files |= _cleaned(files, Path(place), allowed)
+            return push_files(files, destination, api, patience=patience)
 
 
 def _records(run: RunFolder) -> dict[str, Path]:
@@ -150,4 +159,4 @@ def _repo_id(request: PushRequest, api: HfApi) -> str:
     if request.organization:
         return f"{request.organization}/{request.repo}"
     with reported(request.repo):
-        return f"{api.whoami()['name']}/{request.repo}"
+        return f"{persist(api.whoami, request.repo)['name']}/{request.repo}"

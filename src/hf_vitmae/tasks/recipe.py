@@ -95,6 +95,8 @@ class TaskRecipe:
     """Share weights, gradients and optimiser state among the processes (FSDP2)."""
     allow_change: tuple[str, ...] = ()
     """Fields that may differ from those that the run began with, such as optim.base_lr."""
+    dry_run: bool = False
+    """Say what the run would be, its parameters, memory and time, and stop."""
     push_to_hub: str | None = None
     """Repository, user/name or a name under your own account, that the finished run is pushed to;
     if that fails, the same command again pushes what is there."""

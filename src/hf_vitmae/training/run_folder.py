@@ -69,7 +69,7 @@ class RunFolder:
             ValueError: if the folder belongs to something else, another task or another recipe.
         """
         run = cls(Path(path))
-        fresh = {"task": type(recipe).__name__, **_plain(recipe)}
+        fresh = {"task": type(recipe).__name__, **as_plain(recipe)}
         if _is_in_use(run.path):
             _refuse_changes(run.path, run.read_recipe(), fresh, free_fields)
         run.path.mkdir(parents=True, exist_ok=True)
@@ -147,17 +147,17 @@ class RunFolder:
             write_whole(self.metrics, "".join(map(_as_json, kept)))
 
 
-def _plain(value: Any, name: str = "recipe") -> Any:
+def as_plain(value: Any, name: str = "recipe") -> Any:
     """A recipe as YAML can hold it: dataclasses as dicts, sequences as lists, paths as text."""
     if dataclasses.is_dataclass(value):
         fields = dataclasses.fields(value)
-        return {f.name: _plain(getattr(value, f.name), f"{name}.{f.name}") for f in fields}
+        return {f.name: as_plain(getattr(value, f.name), f"{name}.{f.name}") for f in fields}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
+        return {str(key): as_plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item, name) for item in value]
+        return [as_plain(item, name) for item in value]
     if isinstance(value, Enum):
-        return _plain(value.value, name)
+        return as_plain(value.value, name)
     if isinstance(value, Path):
         return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
