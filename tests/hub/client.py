@@ -14,6 +14,12 @@ from huggingface_hub import HfApi, constants
 
 TOKEN = "hf_test"
 SENDING = "ignore:Use 'content=:DeprecationWarning"  # of the client, at every upload by LFS
+XET_SETTINGS = {
+    "HF_HUB_DISABLE_XET": "0",
+    "HF_XET_CLIENT_RETRY_BASE_DELAY": "1ms",  # else three seconds, growing
+    "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2",
+    "HF_XET_TELEMETRY_ENABLED": "false",
+}
 ROOT = Path(__file__).parents[2]
 _open = build_opener(ProxyHandler({})).open
 
@@ -56,6 +62,10 @@ class Hub:
     def requests(self, route: str) -> int:
         return self._control("counts")["requests"].get(route, 0)
 
+    def routes(self) -> set[str]:
+        """The routes that anything was asked of."""
+        return set(self._control("counts")["requests"])
+
     def received(self, route: str) -> int:
         """Bytes of the bodies that a route was sent."""
         return self._control("counts")["received"].get(route, 0)
@@ -68,24 +78,31 @@ class Hub:
         """The log of a repository after its first commit, which is the Hub's own."""
         return self.repo(name)["log"][1:]
 
-    def reach_from_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Let the client in this process, off line in all tests, talk to this Hub by way of LFS."""
+    def reach_from_here(self, monkeypatch: pytest.MonkeyPatch, *, xet: bool = False) -> None:
+        """Let the client in this process, off line in all tests, talk to this Hub by LFS or xet."""
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
         monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
         template = f"{self.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        if xet:  # it reads its settings when a session begins
+            from huggingface_hub.utils import _xet
+
+            for setting, value in XET_SETTINGS.items():
+                monkeypatch.setenv(setting, value)
+            monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
         self.clear()
 
-    def environment(self, home: Path) -> dict[str, str]:
+    def environment(self, home: Path, *, xet: bool = False) -> dict[str, str]:
         """Of a process that talks to this Hub and keeps what it fetches in `home`."""
         unset = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         kept = {name: value for name, value in os.environ.items() if name not in unset}
         own = {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_TOKEN": TOKEN}
-        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
-        return kept | own | quiet | {"NO_PROXY": "127.0.0.1,localhost"}
+        quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1,localhost"}
+        by_xet = XET_SETTINGS if xet else {"HF_HUB_DISABLE_XET": "1"}
+        return kept | own | quiet | by_xet
 
     def _control(self, what: str, **asked: Any) -> Any:
         request = Request(f"{self.endpoint}/_control/{what}", json.dumps(asked).encode())

@@ -1,9 +1,9 @@
 """What goes wrong on the test Hub, by route, and the counters of what reached it.
 
-A fault is a dict: `status` answers with it instead; `dropped` closes the connection and does
-nothing; `lost` does what was asked and then closes it; `cut` closes it after so many bytes of the
-answer; `delay` waits so many seconds first; `foreign` lets somebody else commit before it looks at
-the request.
+A fault is a dict: `status` answers with it instead, with `headers` and a `message`; `dropped`
+closes the connection and does nothing; `lost` does what was asked and then closes it; `torn` closes
+it in the middle of the answer; `cut` closes it after so many bytes of the answer; `delay` waits so
+many seconds first; `foreign` lets somebody else commit before it looks at the request.
 """
 
 import threading

@@ -25,6 +25,11 @@ def whoami(request: Any) -> Any:
     return {"type": "user", "name": user, "fullname": user, "orgs": organizations, "auth": token}
 
 
+def no_harnesses(request: Any) -> Any:
+    """What a client would know once, to name itself by; it makes do without."""
+    raise Refused(404, "", "this Hub lists none")
+
+
 def create_repo(request: Any) -> Any:
     user, asked = _writer(request), request.json
     kind = f"{asked.get('type', 'model')}s"
@@ -66,7 +71,7 @@ def validate_yaml(request: Any) -> Any:
 
 
 def preupload(request: Any) -> Any:
-    repo, commit = _repo_to_write(request), None
+    repo, commit = repo_to_write(request), None
     commit = repo.find(request.parts["revision"])
     answers = []
     for asked in request.json["files"]:
@@ -78,7 +83,7 @@ def preupload(request: Any) -> Any:
 
 
 def lfs_batch(request: Any) -> Any:
-    _repo_to_write(request)
+    repo_to_write(request)
     hub, asked = request.hub, request.json
     multipart = hub.part_size and "multipart" in asked["transfers"]
     objects = []
@@ -124,7 +129,7 @@ def lfs_verify(request: Any) -> Any:
 
 
 def commit(request: Any) -> Any:
-    repo, store = _repo_to_write(request), request.hub.store
+    repo, store = repo_to_write(request), request.hub.store
     lines = [json.loads(line) for line in request.body.splitlines() if line.strip()]
     header = next(line["value"] for line in lines if line["key"] == "header")
     ref = request.parts["revision"]
@@ -173,7 +178,7 @@ def commit_of_somebody_else(request: Any) -> None:
 
 
 def create_branch(request: Any) -> Any:
-    repo, name = _repo_to_write(request), request.parts["revision"]
+    repo, name = repo_to_write(request), request.parts["revision"]
     if name in repo.branches:
         raise Refused(409, "", f"the branch {name} exists")
     repo.branches[name] = repo.find(request.json.get("startingPoint") or DEFAULT).id
@@ -181,7 +186,7 @@ def create_branch(request: Any) -> Any:
 
 
 def create_tag(request: Any) -> Any:
-    repo, name = _repo_to_write(request), request.json["tag"]
+    repo, name = repo_to_write(request), request.json["tag"]
     if name in repo.tags:
         raise Refused(409, "", f"the tag {name} exists")
     repo.tags[name] = repo.find(request.parts["revision"]).id
@@ -189,20 +194,20 @@ def create_tag(request: Any) -> Any:
 
 
 def tree(request: Any) -> Any:
-    found = _repo_to_read(request).find(request.parts["revision"])
+    found = repo_to_read(request).find(request.parts["revision"])
     recursive = request.query.get("recursive", "").lower() == "true"
     return list_tree(found, request.parts.get("path", "").strip("/"), recursive)
 
 
 def paths_info(request: Any) -> Any:
-    found, form = _repo_to_read(request).find(request.parts["revision"]), request.form
+    found, form = repo_to_read(request).find(request.parts["revision"]), request.form
     names = [name.strip("/") for name in form.get("paths", [])]
     rows = list_tree(found, "", recursive=True)
     return [row for row in rows if row["path"] in names]
 
 
 def refs(request: Any) -> Any:
-    repo = _repo_to_read(request)
+    repo = repo_to_read(request)
 
     def rows(found: dict[str, str], prefix: str) -> list[dict[str, str]]:
         return [
@@ -220,13 +225,13 @@ def refs(request: Any) -> Any:
 
 
 def history(request: Any) -> Any:
-    commits = _repo_to_read(request).history(request.parts["revision"])
+    commits = repo_to_read(request).history(request.parts["revision"])
     shared = {"date": "2026-01-01T00:00:00.000Z", "authors": [{"user": "user"}]}
     return [{"id": one.id, "title": one.message, "message": "", **shared} for one in commits]
 
 
 def info(request: Any) -> Any:
-    repo = _repo_to_read(request)
+    repo = repo_to_read(request)
     found = repo.find(request.parts.get("revision", DEFAULT))
     times = {"lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z"}
     counts = {"downloads": 0, "likes": 0, "tags": [], "gated": False, "disabled": False}
@@ -240,7 +245,7 @@ def info(request: Any) -> Any:
 
 
 def resolve(request: Any) -> Any:
-    repo = _repo_to_read(request, request.parts.get("kind", "models"))
+    repo = repo_to_read(request, request.parts.get("kind", "models"))
     found = repo.find(request.parts["revision"])
     file = found.files.get(request.parts["path"])
     headers = {"X-Repo-Commit": found.id}
@@ -249,8 +254,11 @@ def resolve(request: Any) -> Any:
         return 404, b"Entry not found", headers | missing
     headers |= {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"}
     if file.sha256 is None:
-        return _content(request, request.hub.store.blobs[file.oid], headers)
+        return content_range(request, request.hub.store.blobs[file.oid], headers)
     headers |= {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(file.size)}
+    if xet_hash := request.hub.store.xet_hashes.get(file.sha256):
+        refresh = f"{request.hub.endpoint}/api/{repo.kind}/{repo.id}/xet-read-token/{found.id}"
+        headers |= {"X-Xet-Hash": xet_hash, "X-Xet-Refresh-Route": refresh}
     return 302, b"", headers | {"Location": f"{request.hub.cdn}/_cdn/{file.sha256}"}
 
 
@@ -258,7 +266,7 @@ def cdn(request: Any) -> Any:
     """Content by its hash; a token that came along is a mistake of the client."""
     if request.headers.get("Authorization"):
         raise Refused(400, "", "the token was sent to another host")
-    return _content(request, request.hub.store.blobs[request.parts["oid"]], {})
+    return content_range(request, request.hub.store.blobs[request.parts["oid"]], {})
 
 
 def control(hub: Any, what: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
@@ -281,7 +289,7 @@ def control(hub: Any, what: str, body: bytes) -> tuple[int, bytes, dict[str, str
     return HTTPStatus.OK, json.dumps(answer).encode(), {"Content-Type": "application/json"}
 
 
-def _content(request: Any, content: bytes, headers: dict[str, str]) -> Any:
+def content_range(request: Any, content: bytes, headers: dict[str, str]) -> Any:
     """The content, or the range of it that was asked for."""
     asked = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range") or "")
     if not asked:
@@ -303,15 +311,15 @@ def _writer(request: Any) -> str:
     return request.user
 
 
-def _repo_to_write(request: Any) -> Repo:
+def repo_to_write(request: Any) -> Repo:
     user = _writer(request)
-    repo = _repo_to_read(request, request.parts.get("kind", "models"))
+    repo = repo_to_read(request, request.parts.get("kind", "models"))
     if repo.id.split("/")[0] not in (user, *ORGANIZATIONS):
         raise Refused(403, "", "You don't have the rights to write to this repository")
     return repo
 
 
-def _repo_to_read(request: Any, kind: str | None = None) -> Repo:
+def repo_to_read(request: Any, kind: str | None = None) -> Repo:
     repo = request.hub.store.find(kind or request.parts["kind"], request.parts["name"])
     if repo.private and request.user is None:
         raise Refused(401, "RepoNotFound", "Invalid username or password.")

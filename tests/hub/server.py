@@ -12,12 +12,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from . import routes
+from . import routes, xet
 from .faults import Faults
 from .store import Refused, Store
 
@@ -28,6 +29,7 @@ FILES = rf"/(?:(?P<kind>datasets|spaces)/)?{NAME}"
 # The names of routes are those that faults and counters go by.
 ROUTES: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
     ("whoami", "GET", r"/api/whoami-v2", routes.whoami),
+    ("harnesses", "GET", r"/api/agent-harnesses", routes.no_harnesses),
     ("create", "POST", r"/api/repos/create", routes.create_repo),
     ("delete", "DELETE", r"/api/repos/delete", routes.delete_repo),
     ("validate", "POST", r"/api/validate-yaml", routes.validate_yaml),
@@ -57,6 +59,22 @@ ROUTES: tuple[tuple[str, str, str, Callable[..., Any]], ...] = (
         routes.resolve,
     ),
     ("cdn", "GET", r"/_cdn/(?P<oid>\w+)", routes.cdn),
+    ("write_token", "GET", rf"{REPO}/xet-write-token/(?P<revision>.+)", xet.write_token),
+    ("read_token", "GET", rf"{REPO}/xet-read-token/(?P<revision>.+)", xet.read_token),
+    ("chunks", "GET", r"/_xet/v1/chunks/default/(?P<chunk>\w+)", xet.known_chunks),
+    ("grant", "POST", r"/_xet/v1/xorb-grants/default/(?P<xorb>\w+)", xet.grant),
+    ("xorb", "PUT", r"/_xorbs/(?P<grant>\w+)", xet.put_xorb),
+    (
+        "kept",
+        "POST",
+        r"/_xet/v1/xorb-commits/default/(?P<xorb>\w+)/grant/(?P<grant>\w+)",
+        xet.keep_xorb,
+    ),
+    ("direct", "POST", r"/_xet/v1/xorbs/default/(?P<xorb>\w+)", xet.put_xorb_directly),
+    ("shard_events", "POST", r"/_xet/v2/shards", xet.no_shard_events),
+    ("shard", "POST", r"/_xet/v1/shards", xet.keep_shard),
+    ("terms", "GET", r"/_xet/v2/reconstructions/(?P<file>\w+)", xet.list_terms),
+    ("range", "GET", r"/_xorbs/(?P<xorb>\w+)", xet.xorb_range),
 )
 TOKENS = {"hf_test": "user", "hf_other": "somebody"}
 
@@ -123,6 +141,7 @@ class Handler(BaseHTTPRequestHandler):
             if verb == method and (found := re.fullmatch(pattern, path)):
                 name = "head" if self.command == "HEAD" else name
                 return self._answer(name, route, Request(self, body, found.groupdict()))
+        self.server.faults.meet(f"{self.command} {path}", len(body))
         self._send(404, b'{"error": "there is no such route"}', {})
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
@@ -137,7 +156,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._close()
         try:
             if "status" in fault:
-                raise Refused(fault["status"], fault.get("code", ""), "an injected fault")
+                message = fault.get("message", "an injected fault")
+                raise Refused(fault["status"], fault.get("code", ""), message)
             with self.server.lock:
                 if fault.get("foreign"):
                     routes.commit_of_somebody_else(request)
@@ -146,6 +166,7 @@ class Handler(BaseHTTPRequestHandler):
             message = str(refused).replace("\n", " ")
             headers = {"X-Error-Message": message, "X-Request-Id": "test"}
             headers |= {"X-Error-Code": refused.code} if refused.code else {}
+            headers |= fault.get("headers", {})
             answer = refused.status, json.dumps({"error": message}).encode(), headers
         if fault.get("lost"):
             return self._close()
@@ -153,18 +174,27 @@ class Handler(BaseHTTPRequestHandler):
         if not isinstance(content, bytes):
             content = json.dumps(content).encode()
             headers = {"Content-Type": "application/json"} | headers
-        self._send(status, content, headers, fault.get("cut"))
+        self._send(status, content, headers, fault)
 
     def _send(
-        self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None
+        self,
+        status: int,
+        content: bytes,
+        headers: dict[str, str],
+        fault: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
             self.send_header(name, value)
+        content = b"" if self.command == "HEAD" else content
+        cut = len(content) // 2 if fault.get("torn") else fault.get("cut", len(content))
+        if fault.get("torn") and not content:  # then the head is what can be torn
+            self._headers_buffer = [b"".join(self._headers_buffer)[:20]]
+            self.flush_headers()
+            return self._close()
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content[:cut])
-        if cut is not None and cut < len(content):
+        self.wfile.write(content[:cut])
+        if cut < len(content):
             self._close()
 
     def _close(self) -> None:

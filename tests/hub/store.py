@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from .xet_format import Term
+
 LFS_SUFFIXES = {".safetensors", ".bin", ".parquet", ".pt", ".onnx", ".npz", ".tar"}
 LARGEST_REGULAR = 10 * 2**20
 DEFAULT = "main"
@@ -101,6 +103,12 @@ class Store:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
+        self.xorbs: dict[str, bytes] = {}
+        self.grants: dict[str, bytes | None] = {}
+        """What was put to an address that was given out for it, by the number in that."""
+        self.chunked: dict[str, list[Term]] = {}
+        self.xet_hashes: dict[str, str] = {}
+        """The name in `chunked` of content that came by xet, by its SHA-256."""
 
     def create(self, kind: str, name: str) -> Repo:
         """With one commit, as the Hub makes it."""

@@ -1,192 +1,106 @@
-"""A push arrives whole, in one commit, whatever goes wrong on the way."""
+"""A push arrives whole, in one commit, by LFS and by xet alike, and comes back as it was."""
 
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from hf_vitmae.hub.push import Patience, PushError, PushResult, push_folder
+from hf_vitmae.hub.push import PushResult
 
-from .client import SENDING, TOKEN, Hub
+from .client import SENDING, Hub
+from .pushing import (
+    EXPECTED,
+    Push,
+    assert_one_whole_push,
+    assert_weights_were_sent,
+    weight_bytes,
+)
 
 pytestmark = pytest.mark.filterwarnings(SENDING)
-Push = Callable[..., PushResult]
-HASTY = Patience(attempts=5, first_wait=0.001, longest_wait=0.002)
-FILES = {
-    "config.json": b'{"model_type": "vitmae"}',
-    "modeling.py": b'CPU = "/proc/cpuinfo"\n',
-    "README.md": b"---\nlicense: mit\n---\nA model.\n",
-    "samples/a.png": b"\x89PNG",
-}
-EXPECTED = {*FILES, "model.safetensors", ".gitattributes"}
 
 
-@pytest.fixture(autouse=True)
-def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client waits whole seconds between its own tries."""
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+@pytest.fixture(params=["lfs", "xet"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """What a model's folder may hold, with weights that no other test has."""
-    for name, content in FILES.items():
-        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "model" / name).write_bytes(content)
-    (tmp_path / "model" / "model.safetensors").write_bytes(os.urandom(50_000))
-    return tmp_path / "model"
+def pull(hub: Hub, name: str, cache: Path) -> dict[str, bytes]:
+    """What a reader gets who never asked before."""
+    folder = Path(hub.api.snapshot_download(name, cache_dir=cache))
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    del found[".gitattributes"]
+    return found
 
 
-@pytest.fixture
-def name(hub: Hub) -> str:
-    return hub.new_name()
+def content(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-@pytest.fixture
-def push(hub: Hub, folder: Path, name: str) -> Push:
-    """Pushes the folder, without a word and without waiting."""
-    options: dict[str, Any] = {"report": lambda line: None, "patience": HASTY}
-    return partial(push_folder, folder, name, endpoint=hub.endpoint, token=TOKEN, **options)
-
-
-def assert_one_whole_push(hub: Hub, name: str, folder: Path) -> None:
-    (row,) = [row for row in hub.pushes(name) if row["message"] != "of somebody else"]
-    assert set(row["visible"]) - {"notes.txt"} == EXPECTED
-    weights = (folder / "model.safetensors").stat().st_size
-    assert hub.repo(name)["commits"][row["id"]]["files"]["model.safetensors"]["size"] == weights
-
-
-def test_it_arrives_whole(hub: Hub, name: str, folder: Path, push: Push) -> None:
+def test_it_arrives_whole(
+    hub: Hub, name: str, folder: Path, push: Push, transport: str, tmp_path: Path
+) -> None:
     result = push()
     assert_one_whole_push(hub, name, folder)
     assert result == PushResult(f"{hub.endpoint}/{name}", hub.pushes(name)[-1]["id"], False)
-    assert hub.received("put") == 50_000
+    assert_weights_were_sent(hub)
+    assert hub.received("xorb" if transport == "xet" else "put") == weight_bytes(hub)
+    assert pull(hub, name, tmp_path / "cache") == content(folder)
+    assert bool(hub.requests("terms")) == (transport == "xet")
 
 
 def test_again_does_nothing(hub: Hub, name: str, push: Push) -> None:
     first = push()
-    counted = hub.requests("commit"), hub.received("put")
+    counted = hub.requests("commit"), weight_bytes(hub)
     again = push()
     assert again.already_there and again.commit == first.commit
-    assert (hub.requests("commit"), hub.received("put")) == counted
+    assert (hub.requests("commit"), weight_bytes(hub)) == counted
 
 
 def test_only_what_changed_is_sent(hub: Hub, name: str, folder: Path, push: Push) -> None:
     push()
-    sent = hub.received("put"), hub.received("commit")
+    sent = weight_bytes(hub), hub.received("commit")
     (folder / "README.md").write_text("---\nlicense: mit\n---\nBetter.\n")
     assert not push().already_there
-    assert hub.received("put") == sent[0] and hub.received("commit") - sent[1] < 400
+    assert weight_bytes(hub) == sent[0] and hub.received("commit") - sent[1] < 400
     assert [set(row["visible"]) for row in hub.pushes(name)] == [EXPECTED] * 2
 
 
-# Every route that a push uses; the second fault of a pair meets what the first had repeated.
-WRITING = ["create", "info", "validate", "preupload", "batch", "put", "verify", "commit"]
-BREAKDOWNS = {
-    "503": {"status": 503},
-    "dropped": {"dropped": True},
-    "lost": {"lost": True},
-    **{str(status): {"status": status} for status in (429, 500, 502, 504)},
-}
-FEW = ("503", "dropped", "lost")
-EACH = [
-    pytest.param(fault, id=name, marks=() if name in FEW else pytest.mark.slow)
-    for name, fault in BREAKDOWNS.items()
-]
+def test_weights_that_the_hub_has_are_not_sent_elsewhere(hub: Hub, name: str, push: Push) -> None:
+    push()
+    push(revision="dev")
+    push(create_pr=True, commit_message="No change", revision="dev")
+    other = hub.new_name()
+    push(repo_id=other)
+    assert set(hub.pushes(other)[-1]["visible"]) == EXPECTED
+    assert_weights_were_sent(hub)
 
 
-@pytest.mark.parametrize("fault", EACH)
-@pytest.mark.parametrize("route", WRITING)
-def test_two_faults_on_a_route(
-    hub: Hub, name: str, folder: Path, push: Push, route: str, fault: dict[str, Any]
+def test_many_files(hub: Hub, name: str, folder: Path, push: Push, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    shards = [f"model-{number:05d}-of-00012.safetensors" for number in range(1, 13)]
+    for shard in shards:
+        (folder / shard).write_bytes(os.urandom(1000))
+    rows = ", ".join(f'"{number}": "{shard}"' for number, shard in enumerate(shards))
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map": {{{rows}}}}}')
+    for number in range(100):
+        (folder / f"samples/{number}.png").write_bytes(os.urandom(100))
+    push()
+    assert len(hub.pushes(name)) == 1 and len(content(folder)) > 115
+    assert pull(hub, name, tmp_path / "cache") == content(folder)
+
+
+def test_weights_in_parts(
+    hub: Hub, name: str, folder: Path, push: Push, transport: str, tmp_path: Path
 ) -> None:
-    hub.fault(route, fault, fault)
+    """Parts by LFS where the Hub asks for them, and many chunks by xet."""
+    hub.set_part_size(100_000)
+    (folder / "model.safetensors").write_bytes(os.urandom(550_000))
     push()
-    landed_at_once = route in ("create", "commit") and "lost" in fault
-    assert hub.requests(route) == 1 if landed_at_once else hub.requests(route) > 2
+    assert hub.requests("part") == (6 if transport == "lfs" else 0)
     assert_one_whole_push(hub, name, folder)
-    assert hub.received("put") <= 3 * 50_000 if route == "put" else hub.received("put") == 50_000
-
-
-@pytest.mark.parametrize("route", ["part", "complete"])
-def test_two_faults_in_parts(hub: Hub, name: str, folder: Path, push: Push, route: str) -> None:
-    hub.set_part_size(20_000)
-    hub.fault(route, {"status": 502}, {"lost": True})
-    push()
-    assert_one_whole_push(hub, name, folder)
-
-
-@pytest.mark.parametrize("fault", EACH)
-def test_two_faults_at_a_pull_request(
-    hub: Hub, name: str, push: Push, fault: dict[str, Any]
-) -> None:
-    hub.fault("commit", fault, fault)
-    result = push(create_pr=True)
-    assert list(hub.repo(name)["pulls"]) == ["refs/pr/1"]
-    assert result.url == f"{hub.endpoint}/{name}/discussions/1"
-    (row,) = hub.pushes(name)
-    assert set(row["visible"]) == {".gitattributes"}
-    assert set(hub.repo(name)["commits"][result.commit]["files"]) == EXPECTED
-
-
-@pytest.mark.parametrize("route", ["branch", "commit", "info"])
-def test_two_faults_at_a_branch(hub: Hub, name: str, push: Push, route: str) -> None:
-    hub.fault(route, {"status": 503}, {"lost": True})
-    result = push(revision="dev")
-    assert hub.repo(name)["branches"]["dev"] == result.commit
-    assert set(hub.pushes(name)[-1]["visible"]) == {".gitattributes"}
-
-
-def test_somebody_else_pushes_at_the_same_time(
-    hub: Hub, name: str, folder: Path, push: Push
-) -> None:
-    hub.fault("commit", {"foreign": True}, {"foreign": True})
-    push()
-    assert_one_whole_push(hub, name, folder)
-    assert "notes.txt" in hub.pushes(name)[-1]["visible"]
-    assert hub.requests("commit") == 3  # two were for a branch that had moved on
-    assert hub.received("put") == 50_000
-
-
-@pytest.mark.parametrize("status", [401, 403, 412, 500])
-@pytest.mark.parametrize("route", ["create", "preupload", "commit"])
-def test_what_does_not_pass_is_one_line(
-    hub: Hub, name: str, folder: Path, push: Push, route: str, status: int
-) -> None:
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    hub.fault(route, *[{"status": status}] * 60)
-    with pytest.raises(PushError) as caught:
-        push()
-    said = str(caught.value)
-    assert name in said and "run the same command again" in said and "\n" not in said
-    assert TOKEN not in said and (status == 412 or str(status) in said)
-    patient = status in (412, 500)
-    assert hub.requests(route) >= HASTY.attempts if patient else hub.requests(route) == 1
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    hub.clear()
-    push()
-    assert_one_whole_push(hub, name, folder)
-
-
-def test_a_repository_of_somebody_else(hub: Hub, name: str, folder: Path, push: Push) -> None:
-    push()
-    with pytest.raises(PushError, match=f"{name} was not pushed: the Hub answers 403"):
-        (folder / "README.md").write_text("Mine.\n")
-        push(token="hf_other")
-    with pytest.raises(PushError, match="401.*log in"):
-        push(token="hf_wrong")
-
-
-def test_a_hub_out_of_reach_is_one_line(folder: Path, hub: Hub) -> None:
-    said: list[str] = []
-    with pytest.raises(PushError, match="user/x was not pushed: the Hub cannot be reached"):
-        push_folder(
-            folder, "user/x", endpoint="http://127.0.0.1:9", report=said.append, patience=HASTY
-        )
-    assert len(said) == HASTY.attempts - 1 and "trying again" in said[0]
+    assert pull(hub, name, tmp_path / "cache") == content(folder)
 
 
 def test_old_weights_go_with_the_commit(hub: Hub, name: str, folder: Path, push: Push) -> None:
@@ -213,14 +127,7 @@ def test_private_stays_private(hub: Hub, name: str, push: Push) -> None:
     other = hub.new_name()
     hub.api.create_repo(other)
     with pytest.raises(ValueError, match=f"{other} is there and public"):
-        push_folder(
-            push.args[0],  # type: ignore[attr-defined]
-            other,
-            private=True,
-            endpoint=hub.endpoint,
-            token=TOKEN,
-            patience=HASTY,
-        )
+        push(repo_id=other, private=True)
     assert not hub.pushes(other)
 
 
