@@ -12,7 +12,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := test
-.PHONY: venv demo test test-slow lint bench
+.PHONY: venv demo test test-slow lint bench docs
 
 venv: $(INSTALLED) $(TIMM)
 
@@ -53,6 +53,9 @@ test-slow: venv $(TORCHAO)
 # Some ten minutes on a quiet core.
 bench: venv
 	@$(BIN)/python scripts/benchmark.py models --threads 1 --output runs/benchmark
+
+docs: venv
+	@$(BIN)/mkdocs build --strict --quiet
 
 lint: venv
 	@$(BIN)/ruff check .

@@ -71,7 +71,7 @@ def test_the_flags_are_those_that_are_parsed(command, owner, capsys: pytest.Capt
 
 def mentioned(parsed: set[str], own: Sequence[str] | dict) -> set[str]:
     """What help texts name: flags of other verbs, and flags with a full stop behind them."""
-    return {name for name in parsed if name.rstrip(".") in own or name == "--data.source"}
+    return {name for name in parsed if name.rstrip(".") in {*own, "--data.source", "--resume-from"}}
 
 
 def test_a_recipe_has_a_page_with_its_values(capsys: pytest.CaptureFixture):

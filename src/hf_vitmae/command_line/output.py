@@ -80,10 +80,10 @@ def plain(value: Any) -> Any:
         }
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if hasattr(value, "tolist"):  # of numpy and torch
-        return plain(value.tolist())
+    if as_dict := getattr(value, "_asdict", None):
+        return plain(as_dict())
+    if to_list := getattr(value, "tolist", None):  # of numpy and torch
+        return plain(to_list())
     if isinstance(value, (list, tuple, set)):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):

@@ -15,7 +15,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 PAUSES = (1.0, 4.0, 15.0, 30.0)  # seconds before each further try
 MAY_PASS = (408, 425, 429)  # HTTP: took too long, too early, too many; and all from 500 on
-HTTP_LIBRARIES = {"aiohttp", "httpx"}  # whose errors need not be of the system's kinds
+HTTP_LIBRARIES = {"aiohttp", "httpx", "httpx2"}  # whose errors need not be of the system's kinds
 
 T = TypeVar("T")
 

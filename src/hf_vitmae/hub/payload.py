@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hf_vitmae.hub.privacy import find_private
 
+LAST_CHECKPOINT = "last-checkpoint"  # what a run needs to go on elsewhere
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 TEXTS = (
     "README.md",
@@ -27,7 +28,8 @@ TEXTS = (
 CODE = ("*.py",)
 BINARIES = ("model.safetensors", "model-*-of-*.safetensors", "adapter_model.safetensors")
 PICTURES = ("samples/*.png",)
-BELONGS = (*WEIGHTS, *BINARIES, *TEXTS, *CODE, *PICTURES)
+CHECKPOINT = (f"{LAST_CHECKPOINT}/*.safetensors", f"{LAST_CHECKPOINT}/*.json")
+BELONGS = (*WEIGHTS, *BINARIES, *TEXTS, *CODE, *PICTURES, *CHECKPOINT)
 BLOCK = 2**20
 
 
@@ -89,7 +91,7 @@ def check_private(files: Mapping[str, Path], allowed: Collection[str] = ()) -> N
         ValueError: naming the file and what is in it.
     """
     for name, path in files.items():
-        if belongs(name, (*BINARIES, *PICTURES)):
+        if belongs(name, (*BINARIES, *PICTURES, *CHECKPOINT[:1])):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         found = find_private(text, allowed)

@@ -85,6 +85,11 @@ class FinetuneRecipe(CheckpointRecipe):
             raise ValueError(
                 f"`lora_dropout` must be at least 0 and below 1, got {self.lora_dropout}."
             )
+        if self.push_checkpoints and self.lora_rank:
+            raise ValueError(
+                "`push_checkpoints` is for runs that train the whole model, not for LoRA "
+                "(`lora_rank`); leave it out, `push_to_hub` pushes what the run ends with."
+            )
         if self.lora_dropout and not self.lora_rank:
             raise ValueError(
                 f"`lora_dropout` {self.lora_dropout} is for adapters; set `lora_rank` too."

@@ -22,7 +22,9 @@ from hf_vitmae.tasks.checkpoints import Model, save_model
 from hf_vitmae.tasks.environment import note_environment
 from hf_vitmae.tasks.images import Batch
 from hf_vitmae.tasks.plan import DryRun, plan_run
+from hf_vitmae.tasks.push_while_training import Outbox, pushed_meanwhile
 from hf_vitmae.tasks.recipe import BatchPlan, TaskRecipe
+from hf_vitmae.tasks.resume import bring_back
 from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.guard import check_positions
 from hf_vitmae.training.loop import Evaluator, train
@@ -79,21 +81,23 @@ def fit(
         ValueError: if the model cannot tell positions apart, or the folder is not this run's.
         OutOfMemory, saying what to lower; DryRun, with the plan alone; and what `train` raises.
     """
-    _check_start(recipe, model, evaluators)
+    _check_start(recipe, accelerator, model, evaluators)
     if recipe.dry_run:
         _stop_at_plan(recipe, accelerator, model, processor, source, prepare, num_noise)
     with run_lock(recipe.output_dir) if accelerator.is_main_process else nullcontext():
         seen = (_train_transform(recipe, model, processor), source, bad_images, num_noise)
         batches = partial(_micro_batches, recipe, accelerator, *seen)
         loop = _plan_loop(recipe, accelerator, model, source, prepare, batches, best)
-        batch = loop.effective_batch(accelerator.num_processes)
+        batch, schedule = _plan_steps(recipe, accelerator, loop)
         run = _open_run(recipe, accelerator, source)
+        outbox = _outbox(recipe, accelerator, run, model, processor)
         plain = _shard(recipe, accelerator, model)
-        with explaining_out_of_memory(lambda: _what_to_lower(recipe, accelerator, model, loop)):
+        advice = partial(_what_to_lower, recipe, accelerator, model, loop)
+        with explaining_out_of_memory(advice), pushed_meanwhile(outbox) as saved:
             metrics = train(
                 model,
                 build_optimizer(model, recipe.optim, batch),
-                recipe.optim.make_schedule(loop.steps, batch),
+                schedule,
                 accelerator=accelerator,
                 batches=partial(batches, loop.batch_size),
                 prepare=prepare,
@@ -104,20 +108,29 @@ def fit(
                 clip_grad_norm=recipe.optim.clip_grad_norm,
                 bad_images=bad_images,
                 trackers=_trackers(recipe, accelerator, pictures),
+                saved=saved,
             )
-        trained = _gather(model, plain, accelerator)
-        if accelerator.is_main_process:
-            save_model(run.model, trained := finish(trained), processor)
-        accelerator.wait_for_everyone()
+        trained = _save(model, plain, accelerator, finish, run, processor)
     return Trained(run, metrics, trained)
 
 
 def _check_start(
-    recipe: TaskRecipe, model: VitMaePreTrainedModel, evaluators: Sequence[Evaluator]
+    recipe: TaskRecipe,
+    accelerator: Accelerator,
+    model: VitMaePreTrainedModel,
+    evaluators: Sequence[Evaluator],
 ) -> None:
+    """Refuse what cannot be trained, and fetch what is to be gone on with."""
     check_positions(model, model.config.image_pair, model.config.num_channels)
     if recipe.best_model and not evaluators:
         raise ValueError("`best_model` needs held-out images; there are none to evaluate on.")
+    with accelerator.main_process_first():
+        if accelerator.is_main_process and bring_back(recipe, _free_fields(recipe)):
+            accelerator.print(f"{recipe.resume_from} is brought to {recipe.output_dir}.")
+
+
+def _free_fields(recipe: TaskRecipe) -> frozenset[str]:
+    return FREE_FIELDS | set(recipe.allow_change)
 
 
 def _stop_at_plan(
@@ -156,11 +169,24 @@ def _open_run(recipe: TaskRecipe, accelerator: Accelerator, source: AnySource) -
     with accelerator.main_process_first():
         if not accelerator.is_main_process:
             return RunFolder(recipe.output_dir)
-        run = RunFolder.open(recipe.output_dir, recipe, FREE_FIELDS | set(recipe.allow_change))
+        run = RunFolder.open(recipe.output_dir, recipe, _free_fields(recipe))
         note_environment(run.path, accelerator.device)
         if isinstance(source, StreamSource) and source.memory:
             source.memory.write()
         return run
+
+
+def _outbox(
+    recipe: TaskRecipe,
+    accelerator: Accelerator,
+    run: RunFolder,
+    model: VitMaePreTrainedModel,
+    processor: VitMaeImageProcessor,
+) -> Outbox | None:
+    """Where checkpoints go to be pushed, on the main process of a run that wants that."""
+    if not (recipe.push_checkpoints and recipe.push_to_hub and accelerator.is_main_process):
+        return None
+    return Outbox(run, recipe.push_to_hub, model, processor)
 
 
 def _plan_loop(
@@ -192,6 +218,14 @@ def _plan_loop(
     return replace(loop, best=best)
 
 
+def _plan_steps(
+    recipe: TaskRecipe, accelerator: Accelerator, loop: LoopConfig
+) -> tuple[int, Callable[[int], float]]:
+    """Images of a step, and the factor on the learning rate after so many steps."""
+    batch = loop.effective_batch(accelerator.num_processes)
+    return batch, recipe.optim.make_schedule(loop.steps, batch)
+
+
 def _shard(recipe: TaskRecipe, accelerator: Accelerator, model: Model) -> Model:
     """Shard the model if the recipe or the launch says so.
 
@@ -212,6 +246,23 @@ def _gather(model: Model, plain: Model, accelerator: Accelerator) -> Model:
         if accelerator.is_main_process:
             plain.load_state_dict(weights, assign=True)
     return plain
+
+
+def _save(
+    model: Model,
+    plain: Model,
+    accelerator: Accelerator,
+    finish: Callable[[Model], Model],
+    run: RunFolder,
+    processor: VitMaeImageProcessor,
+) -> Model:
+    """Finish and save the model on the main process, while the others wait."""
+    trained = _gather(model, plain, accelerator)
+    if accelerator.is_main_process:
+        trained = finish(trained)
+        save_model(run.model, trained, processor)
+    accelerator.wait_for_everyone()
+    return trained
 
 
 def _what_to_lower(

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 from huggingface_hub import HfApi
 
-from hf_vitmae.hub.payload import PICTURES, TEXTS, belongs, clean, list_files
+from hf_vitmae.hub.payload import LAST_CHECKPOINT, PICTURES, TEXTS, belongs, clean, list_files
 from hf_vitmae.hub.privacy import find_private
 from hf_vitmae.hub.push import (
     PATIENCE,
@@ -27,6 +27,7 @@ from hf_vitmae.hub.push import (
 )
 from hf_vitmae.tasks.card import write_card
 from hf_vitmae.tasks.recipe import TaskRecipe
+from hf_vitmae.training.checkpoint import FILES, latest_good_checkpoint
 from hf_vitmae.training.run_folder import RunFolder
 
 CARD = "README.md"
@@ -55,6 +56,8 @@ class PushRequest:
     """Open a pull request rather than change the branch."""
     message: str = "Upload model"
     """Title of the commit."""
+    checkpoint: bool = False
+    """The run's newest checkpoint goes too, into last-checkpoint/, for --resume-from elsewhere."""
     license: str | None = None
     """Of the weights, as the Hub names it, such as apache-2.0; for the card."""
 
@@ -83,7 +86,9 @@ def run(request: PushRequest) -> PushResult:
         create_pr=request.create_pr,
         message=request.message,
     )
-    result = push_run(request.folder, destination, api, license=request.license)
+    result = push_run(
+        request.folder, destination, api, license=request.license, checkpoint=request.checkpoint
+    )
     done = "is there already" if result.already_there else "is pushed"
     print(f"{request.folder} {done}: {result.url} (commit {result.commit[:8]}).")
     return result
@@ -96,7 +101,13 @@ def push_result(recipe: TaskRecipe) -> None:
         As `run`; the run itself is complete in its folder.
     """
     if recipe.push_to_hub and os.environ.get("RANK", "0") == "0":
-        run(PushRequest(folder=recipe.output_dir, repo=recipe.push_to_hub))
+        run(
+            PushRequest(
+                folder=recipe.output_dir,
+                repo=recipe.push_to_hub,
+                checkpoint=recipe.push_checkpoints,
+            )
+        )
 
 
 def push_run(
@@ -105,6 +116,7 @@ def push_run(
     api: HfApi,
     *,
     license: str | None = None,
+    checkpoint: bool = False,
     patience: Patience = PATIENCE,
 ) -> PushResult:
     """Push a run's model with what describes it, or a model's folder; a README.md of its own stays.
@@ -127,6 +139,8 @@ def push_run(
                 files[CARD].write_text(text, encoding="utf-8")
             if is_run:
                 files |= _records(RunFolder(folder))
+            if checkpoint:
+                files |= _last_checkpoint(RunFolder(folder))
             allowed = (destination.repo_id,)
             files |= _cleaned(files, Path(place), allowed)
             return push_files(files, destination, api, patience=patience)
@@ -137,6 +151,18 @@ def _records(run: RunFolder) -> dict[str, Path]:
     paths = [run.metrics, run.recipe, run.path / "results.json", *sorted(run.samples.glob("*.png"))]
     found = {path.relative_to(run.path).as_posix(): path for path in paths if path.is_file()}
     return {name: path for name, path in found.items() if belongs(name, (*TEXTS, *PICTURES))}
+
+
+def _last_checkpoint(run: RunFolder) -> dict[str, Path]:
+    """The files of the newest good checkpoint.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = latest_good_checkpoint(run.checkpoints)
+    if path is None:
+        raise ValueError(f"{run.path} has no checkpoint; leave --checkpoint out.")
+    return {f"{LAST_CHECKPOINT}/{name}": path / name for name in FILES if (path / name).exists()}
 
 
 def _cleaned(files: Mapping[str, Path], place: Path, allowed: Collection[str]) -> dict[str, Path]:

@@ -101,6 +101,13 @@ class TaskRecipe:
     """Repository, user/name or a name under your own account, that the finished run is pushed to;
     if that fails, the same command again pushes what is there."""
 
+    push_checkpoints: bool = False
+    """Push each checkpoint to `push_to_hub` too while training goes on, with all that is needed to
+    go on elsewhere; it sends the weights three times over at each."""
+    resume_from: str | None = None
+    """Repository, user/name or user/name@revision, of a run that pushed its checkpoints: a new
+    output folder goes on from there."""
+
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
             raise ValueError("The run has no length; give `steps` or `epochs`.")
@@ -112,6 +119,8 @@ class TaskRecipe:
         self._check_batches()
         if self.cuda_graphs and not self.compile:
             raise ValueError("`cuda_graphs` is for compiled steps; set `compile` too.")
+        if self.push_checkpoints and not self.push_to_hub:
+            raise ValueError("`push_checkpoints` needs to know where; give `push_to_hub` too.")
         parts = (self.push_to_hub or "name").split("/")
         if not all(parts) or len(parts) > 2:
             raise ValueError(f"`push_to_hub` must be name or user/name, got {self.push_to_hub!r}.")

@@ -37,6 +37,7 @@ MODEL, EMA, OPTIMIZER, SCALARS, STATE, MANIFEST = (
     "state.json",
     "MANIFEST.json",
 )
+FILES = (MODEL, EMA, OPTIMIZER, SCALARS, STATE, MANIFEST)  # all that a checkpoint may hold
 
 _FOLDER = re.compile(r"step-(\d{8,})(\.replaced)?")
 _TEMPORARY = ".unfinished-"

@@ -1,6 +1,6 @@
 """What a run keeps: its checkpoints, the averaged weights, and which evaluation was the best."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -34,12 +34,15 @@ class Keeper:
         optimizer: Optimizer,
         run: RunFolder,
         config: LoopConfig,
+        saved: Callable[[Path], object] | None = None,
     ) -> None:
+        """`saved` is called with each checkpoint, on the main process."""
         self.accelerator = accelerator
         self.model = model
         self.optimizer = optimizer
         self.run = run
         self.config = config
+        self.saved = saved
         self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
         self._saved = (-1, 0)  # step, and the step of the evaluation that is known then
 
@@ -76,7 +79,7 @@ class Keeper:
             return
         scaler = self.accelerator.scaler
         with shared_errors(self.accelerator):  # the main process alone writes
-            save_checkpoint(
+            path = save_checkpoint(
                 self.run.checkpoints,
                 state.step,
                 self.model,
@@ -88,6 +91,8 @@ class Keeper:
                 is_main=self.accelerator.is_main_process,
             )
         self._saved = (state.step, state.evaluated_step)
+        if self.saved is not None and self.accelerator.is_main_process:
+            self.saved(path)
 
     def average(self, step: int) -> None:
         """Take the weights of a step into the average."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ def train(
     clip_grad_norm: float | None = None,
     bad_images: BadImages | None = None,
     trackers: Trackers | None = None,
+    saved: Callable[[Path], object] | None = None,
 ) -> dict[str, float | str | None]:
     """Train `model` in place to `config.steps`, going on from the newest checkpoint in `run`.
 
@@ -74,6 +76,7 @@ def train(
         num_samples: images of an epoch; the log then has `epoch`.
         bad_images: what the batches lack is noted there; the log then says how many.
         trackers: what gets the log too, and pictures at each evaluation.
+        saved: called on the main process with the folder of each new checkpoint.
 
     Returns:
         The newest value of everything logged.
@@ -89,7 +92,7 @@ def train(
     effective_batch = config.effective_batch(accelerator.num_processes)
     fresh = RunState(effective_batch=effective_batch, num_samples=num_samples)
     with _prepared(accelerator, model, optimizer) as (wrapped, prepared), interrupts.deferred():
-        keeper = Keeper(accelerator, model, optimizer, run, config)
+        keeper = Keeper(accelerator, model, optimizer, run, config, saved)
         state = keeper.resume(fresh, bad_images)
         silent = not accelerator.is_main_process
         progress = Progress(run, state.step, config.steps, silent, trackers)

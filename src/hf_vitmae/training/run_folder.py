@@ -42,6 +42,8 @@ FREE_FIELDS = frozenset(
         "progress",
         "tracker",
         "push_to_hub",
+        "push_checkpoints",
+        "resume_from",
     }
 )
 """Last names of fields that may change when a run is resumed: they do not alter its weights."""
@@ -71,7 +73,7 @@ class RunFolder:
         run = cls(Path(path))
         fresh = {"task": type(recipe).__name__, **as_plain(recipe)}
         if _is_in_use(run.path):
-            _refuse_changes(run.path, run.read_recipe(), fresh, free_fields)
+            refuse_changes(run.path, run.read_recipe(), fresh, free_fields)
         run.path.mkdir(parents=True, exist_ok=True)
         write_whole(run.recipe, yaml.safe_dump(fresh, sort_keys=False, allow_unicode=True))
         return run
@@ -175,7 +177,8 @@ def _is_in_use(path: Path) -> bool:
     return any(entry.name not in ignored for entry in path.iterdir())
 
 
-def _refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[str]) -> None:
+def refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[str]) -> None:
+    """Raise `ValueError` if the run at `path` would go on with another recipe; both plain dicts."""
     if old["task"] != new["task"]:
         raise ValueError(
             f"{path} is the folder of a {old['task']} and this is a {new['task']}; "
