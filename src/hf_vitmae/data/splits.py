@@ -253,7 +253,7 @@ def _find_saved(folder: Path, reading: Reading) -> Splits:
 def find_in_hub(hub_id: str, config: str | None, reading: Reading) -> Splits:
     try:
         with no_progress_bars():
-            if reading.streaming:
+            if reading.streaming or _is_tars(hub_id, config):
                 return _stream_hub(hub_id, config)
             opened = cast(DatasetDict, datasets.load_dataset(hub_id, config))
     except _LOAD_ERRORS as error:
@@ -262,6 +262,11 @@ def find_in_hub(hub_id: str, config: str | None, reading: Reading) -> Splits:
             f"{_one_line(error)}"
         ) from error
     return {str(name): partial(_same, dataset) for name, dataset in opened.items()}
+
+
+def _is_tars(hub_id: str, config: str | None) -> bool:
+    """Tars are always streamed; `datasets` would read them without their labels."""
+    return isinstance(datasets.load_dataset_builder(hub_id, config), WebDataset)
 
 
 def _stream_hub(hub_id: str, config: str | None) -> Splits:

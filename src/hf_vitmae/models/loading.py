@@ -3,8 +3,10 @@ transformers' own models: the weights are adapted, and what was done is said.
 """
 
 import copy
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
@@ -20,6 +22,25 @@ GEOMETRY = ("image_size", "patch_size", "num_channels")
 _STATISTICS = ("image_mean", "image_std")  # one number a channel, so they may go with the geometry
 _FIELDS = (*GEOMETRY, *_STATISTICS)
 _OF_THE_MODEL = ("dtype", "torch_dtype", "attn_implementation")  # no fields to be set in advance
+
+
+def _check_files(folder: Path, is_ours: bool) -> None:
+    """Refuse a folder of this family whose weights are a pickle, or lie outside of it.
+
+    Raises:
+        ValueError: naming the file and the mend.
+    """
+    if not is_ours:
+        return
+    index, pickled = folder / "model.safetensors.index.json", folder / "pytorch_model.bin"
+    if pickled.is_file() and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"{pickled} is a pickle, which may hold anything; this family reads safetensors: save "
+            "the model again with save_pretrained."
+        )
+    shards = json.loads(index.read_text())["weight_map"].values() if index.is_file() else ()
+    if outside := [shard for shard in shards if Path(shard).name != shard]:
+        raise ValueError(f"{index} names {outside[0]}, which lies outside; save the model again.")
 
 
 class LoadsAnyGeometry:
@@ -51,6 +72,7 @@ class LoadsAnyGeometry:
         name, options = pretrained_model_name_or_path, kwargs
         by_name = name is not None and kwargs.get("state_dict") is None
         foreign = open_foreign(name, kwargs) if by_name else None
+        _check_files(Path(str(name)), is_ours=by_name and foreign is None)
         if foreign is not None:
             if isinstance(config, str | os.PathLike):
                 config = cls.config_class.from_pretrained(config)

@@ -29,7 +29,8 @@ ROUNDS = 7
 
 def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
     """What `layer(tokens)` is: (..., D) -> (..., D'), by the faster library."""
-    is_plain = type(layer) is nn.Linear
+    is_plain = type(layer) is nn.Linear and type(tokens) is Tensor
+    is_plain = is_plain and not torch.compiler.is_compiling()  # a graph's sizes are no numbers
     is_large = is_plain and tokens.numel() * layer.out_features >= FEWEST_PRODUCTS
     if is_large and _can(layer, tokens) and is_faster(torch.get_num_threads()):
         product = _OneDnnLinear.apply if torch.is_grad_enabled() else _product
@@ -43,10 +44,8 @@ def _can(layer: nn.Linear, tokens: Tensor) -> bool:
     return (
         tokens.dtype == weight.dtype == torch.float32
         and tokens.device.type == weight.device.type == "cpu"
-        and type(tokens) is Tensor
         and type(weight) is nn.Parameter
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
     )
 

@@ -26,7 +26,7 @@ ENCODER = VitMaePreTrainedModel.base_model_prefix
 
 
 def load_config(name: str) -> VitMaeConfig:
-    """The configuration of a checkpoint: a folder or a Hub id.
+    """The configuration of a checkpoint: a folder, a Hub id, or user/name@revision.
 
     One of transformers' own ViT, ViT-MAE or DeiT gets that of the model of this family with the
     same parts, which is named in `architectures`.
@@ -40,8 +40,9 @@ def load_config(name: str) -> VitMaeConfig:
         found = (folder / "model" / "config.json").exists()
         mend = f"did you mean {folder / 'model'}?" if found else "name the folder of a saved model."
         raise FileNotFoundError(f"{name} holds no model (no config.json); {mend}")
+    place, revision = _at_revision(name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(place, **revision)
     except (OSError, ValueError) as error:
         if folder.is_dir():
             raise ValueError(f"{name}/config.json cannot be used: {first_line(error)}") from error
@@ -57,6 +58,14 @@ def load_config(name: str) -> VitMaeConfig:
             f"`{VitMaeConfig.model_type}`, or {', '.join(FULLEST)} of transformers."
         )
     return config
+
+
+def _at_revision(name: str) -> tuple[str, dict[str, str]]:
+    """A checkpoint's folder or Hub id, and `revision` where the name says one behind an @."""
+    place, _, revision = name.partition("@")
+    if not revision or Path(name).expanduser().exists():
+        return name, {}
+    return place, {"revision": revision}
 
 
 def _foreign_config(name: str) -> VitMaeConfig:
@@ -101,8 +110,10 @@ def _load(
     """`load_model` with all that the checkpoint has; `options` are of `from_pretrained`."""
     try:
         with quiet_transformers():
+            place, revision = _at_revision(name)
+            options |= revision
             loaded: Any = model_class.from_pretrained(
-                name, config=config, dtype=torch.float32, output_loading_info=True, **options
+                place, config=config, dtype=torch.float32, output_loading_info=True, **options
             )
     except Exception as error:  # safetensors and transformers raise of every kind on damaged files
         raise ValueError(f"The weights of {name} cannot be used: {first_line(error)}") from error
@@ -128,14 +139,15 @@ def load_processor(name: str, config: VitMaeConfig, **options: Any) -> VitMaeIma
     """
     geometry = {"patch_size": config.patch_size, "num_channels": config.num_channels}
     options |= geometry | {"size": config.image_size}
-    stored = stored_processor(name, {})
+    name, revision = _at_revision(name)
+    stored = stored_processor(name, revision)
     if not stored:
         statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
         return VitMaeImageProcessor(**statistics, **options)
     ours = VitMaeImageProcessor.__name__
     kind = stored.get("image_processor_type", stored.get("feature_extractor_type", ours))
     if kind == ours:
-        return VitMaeImageProcessor.from_pretrained(name, **options)
+        return VitMaeImageProcessor.from_pretrained(name, **revision, **options)
     any_patch = copy.copy(config)
     any_patch.patch_size = 1  # the stored size need not fit the new patches
     processor = from_transformers.our_processor(stored, any_patch)
