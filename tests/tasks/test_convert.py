@@ -150,6 +150,10 @@ def test_a_folder_of_transformers(
     assert config["architectures"] == [classes[kind].__name__]
     assert (tmp_path / "ours" / "preprocessor_config.json").exists()
     assert names_in(tmp_path) == {"theirs", "ours"}
+    noted = json.loads((tmp_path / "ours" / "conversion.json").read_text())
+    assert (noted["source"], noted["hub_id"]) == (str(source), None)
+    assert "transformers" in noted["origin"]
+    assert noted["said"] and all(line in said for line in noted["said"])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard, close_session
+from transformers import ViTConfig, ViTForImageClassification
 
 from hf_vitmae import VitMaeForPreTraining
 from hf_vitmae.cli import main
@@ -272,3 +273,32 @@ def test_a_name_that_is_none_is_refused_before_training(
     assert pretrain(tmp_path / "run", "--push-to-hub", "a/b/c") == 2
     assert "`push_to_hub` must be name or user/name, got 'a/b/c'" in said_in_error(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_converted_model_tells_how_and_not_from_where(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = tmp_path / "home" / "bob.secret" / "their-vit"
+    sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1}
+    their = ViTConfig(**sizes, num_attention_heads=2, intermediate_size=32)
+    ViTForImageClassification(their).save_pretrained(place)
+    out, name = tmp_path / "ours", hub.new_name()
+    assert main(["convert", str(place), str(out)]) == 0
+    assert str(place) in (out / "conversion.json").read_text()  # on the disk it stays
+    assert push(out, name, "--license", "apache-2.0") == 0
+    card = ModelCard.load(name)
+    card.validate()
+    assert "their-vit" in card.content and "Largest difference between the outputs" in card.content
+    assert card.data.to_dict()["license"] == "apache-2.0"
+    folder = Path(hub.api.snapshot_download(name, cache_dir=tmp_path / "cache"))
+    told = [path.name for path in folder.rglob("*") if path.is_file()]
+    assert "conversion.json" in told
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"bob.secret" not in content and str(tmp_path).encode() not in content, path
+
+
+def test_a_licence_that_the_hub_does_not_know_so(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert push(run, "user/name", "--license", "Apache License 2") == 2
+    assert "such as apache-2.0" in said_in_error(capsys)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hf_vitmae.hub.privacy import find_private
 
+CONVERSION = "conversion.json"  # beside the weights: where they were converted from
 LAST_CHECKPOINT = "last-checkpoint"  # what a run needs to go on elsewhere
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 TEXTS = (
@@ -18,7 +19,7 @@ TEXTS = (
     "LICENSE*",
     "NOTICE*",
     "*config.json",
-    "conversion.json",
+    CONVERSION,
     "evaluation.json",
     "results.json",
     "comparison.json",

@@ -24,12 +24,12 @@ from hf_vitmae.hub.card_run import (
     recipe_table,
     statistics_table,
 )
+from hf_vitmae.hub.payload import CONVERSION
 from hf_vitmae.tasks import environment
 from hf_vitmae.training.advice import advise
 from hf_vitmae.training.run_folder import RunFolder, whole_lines
 from hf_vitmae.visualize import loss_curve
 
-CONVERSION = "conversion.json"  # beside the weights: where they were converted from
 EVALUATION = "evaluation.json"  # of `hf-vitmae evaluate`
 LOSS_CURVE = "loss_curve"
 FEWEST_POINTS = 2  # that make a curve

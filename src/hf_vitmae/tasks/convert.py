@@ -28,6 +28,7 @@ from torch import Tensor
 from hf_vitmae.convert import from_mae
 from hf_vitmae.convert.converted import Converted, build
 from hf_vitmae.convert.pickles import load_pickle
+from hf_vitmae.hub.payload import CONVERSION
 from hf_vitmae.models import modeling_vitmae
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
@@ -107,11 +108,25 @@ def run(request: ConvertRequest) -> Path:
         print(line)
     pixel_values = _pixel_values(request.image, converted)
     with whole_or_absent(folder) as unfinished:
-        for line in write(request.to, model, converted.processor, unfinished):
+        said = write(request.to, model, converted.processor, unfinished)
+        said += _compare(origin, source, request.to, unfinished, model, pixel_values)
+        for line in said:
             print(line)
-        print(_compare(origin, source, request.to, unfinished, model, pixel_values))
+        _note(request, origin, [*converted.said, *said], unfinished)
     print(f"{type(model).__name__} is in {folder}, for {SPOKEN.get(request.to, request.to)}.")
     return folder
+
+
+def _note(request: ConvertRequest, origin: str, said: list[str], folder: Path) -> None:
+    """Leave beside the model where it is from and what became of it, for its card."""
+    name = str(request.source)
+    noted = {
+        "source": name,
+        "hub_id": None if Path(name).expanduser().exists() else name.partition("@")[0],
+        "origin": SPOKEN.get(origin, origin),
+        "said": said,
+    }
+    (folder / CONVERSION).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
 
 
 def local_source(source: str) -> Path:
@@ -317,7 +332,7 @@ def _compare(
     written: Path,
     model: VitMaePreTrainedModel,
     pixel_values: Tensor,
-) -> str:
+) -> list[str]:
     """How far outputs before and after are apart, in words.
 
     Raises:
@@ -347,7 +362,7 @@ def _compare(
             f"Largest difference between the outputs of {names[0]} and of {names[1]}: "
             f"{difference:.2g} (they reach {scale:.2g})."
         )
-    return "\n".join(noted)
+    return noted
 
 
 def _pixel_values(image: Path | None, converted: Converted) -> Tensor:

@@ -5,6 +5,7 @@ stays as it is.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -68,6 +69,11 @@ class PushRequest:
             raise ValueError(
                 f"The repository is to be name or user/name, not {'/'.join(parts)!r}; an "
                 "organization goes before a name without an owner."
+            )
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
+            raise ValueError(
+                f"The licence is to be named as the Hub does, such as apache-2.0, cc-by-nc-4.0 or "
+                f"other, not {self.license!r}."
             )
 
 
