@@ -25,11 +25,14 @@ def main(pretrained: str, classifier: str, picture: str) -> None:
     logits = model(**processor(image, return_tensors="pt")).logits
     label = model.config.id2label[logits.argmax().item()]
     print(f"AutoModelForImageClassification: {label}")
-    best = pipeline("image-classification", model=classifier)(image)[0]
+    # Without it transformers 5.23 looks for a video processor by the image processor's name, and
+    # asks on the terminal whether it may run its code.
+    options = {"trust_remote_code": False}
+    best = pipeline("image-classification", model=classifier, **options)(image)[0]
     print(f"pipeline: {best['label']}, score {best['score']:.3f}")
     if best["label"] != label:
         raise SystemExit(f"The pipeline says {best['label']} and the model says {label}.")
-    again = pipeline("image-feature-extraction", model=pretrained)(image)
+    again = pipeline("image-feature-extraction", model=pretrained, **options)(image)
     print(f"pipeline: {len(again[0])} tokens of {len(again[0][0])} features")
 
 
