@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -279,8 +280,9 @@ def test_a_converted_model_tells_how_and_not_from_where(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     place = tmp_path / "home" / "bob.secret" / "their-vit"
-    sizes = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1}
-    their = ViTConfig(**sizes, num_attention_heads=2, intermediate_size=32)
+    sizes: dict[str, Any] = {"image_size": 16, "patch_size": 4, "hidden_size": 16}
+    layers: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    their = ViTConfig(**sizes, **layers, intermediate_size=32)
     ViTForImageClassification(their).save_pretrained(place)
     out, name = tmp_path / "ours", hub.new_name()
     assert main(["convert", str(place), str(out)]) == 0

@@ -29,7 +29,7 @@ def flags_of(command: Any) -> dict[str, Flag]:
 
 
 def _flags(command: Any, prefix: str) -> Iterator[Flag]:
-    owner = command if inspect.isclass(command) else type(command)
+    owner: Any = command if inspect.isclass(command) else type(command)
     for field in dataclasses.fields(owner):
         default = _default(field) if inspect.isclass(command) else getattr(command, field.name)
         name = prefix + field.name.replace("_", "-")

@@ -29,9 +29,9 @@ ROUNDS = 7
 
 def linear(layer: nn.Module, tokens: Tensor) -> Tensor:
     """What `layer(tokens)` is: (..., D) -> (..., D'), by the faster library."""
-    is_plain = type(layer) is nn.Linear and type(tokens) is Tensor
-    is_plain = is_plain and not torch.compiler.is_compiling()  # a graph's sizes are no numbers
-    is_large = is_plain and tokens.numel() * layer.out_features >= FEWEST_PRODUCTS
+    if type(layer) is not nn.Linear or type(tokens) is not Tensor or torch.compiler.is_compiling():
+        return layer(tokens)  # a graph's sizes are no numbers
+    is_large = tokens.numel() * layer.out_features >= FEWEST_PRODUCTS
     if is_large and _can(layer, tokens) and is_faster(torch.get_num_threads()):
         product = _OneDnnLinear.apply if torch.is_grad_enabled() else _product
         return product(tokens, layer.weight, layer.bias)

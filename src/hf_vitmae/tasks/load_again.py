@@ -7,6 +7,7 @@ Being part of the package, it has the classes registered; elsewhere `import hf_v
 """
 
 import sys
+from typing import Any
 
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
@@ -27,7 +28,7 @@ def main(pretrained: str, classifier: str, picture: str) -> None:
     print(f"AutoModelForImageClassification: {label}")
     # Without it transformers 5.23 looks for a video processor by the image processor's name, and
     # asks on the terminal whether it may run its code.
-    options = {"trust_remote_code": False}
+    options: dict[str, Any] = {"trust_remote_code": False}
     best = pipeline("image-classification", model=classifier, **options)(image)[0]
     print(f"pipeline: {best['label']}, score {best['score']:.3f}")
     if best["label"] != label:
