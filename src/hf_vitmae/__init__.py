@@ -5,7 +5,7 @@ reads data or draws is imported when it is first used.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -28,6 +28,7 @@ from hf_vitmae.models.modeling_vitmae import (
     VitMaeForPreTraining,
     VitMaeForSemanticSegmentation,
     VitMaeModel,
+    VitMaePreTrainedModel,
 )
 
 if TYPE_CHECKING:
@@ -58,6 +59,15 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
+def _push_to_hub(self: Any, repo_id: str, **options: Any) -> Any:
+    """Push with a card; see `hf_vitmae.hub.card_push.push_model`."""
+    from hf_vitmae.hub.card_push import push_model
+
+    return push_model(self, repo_id, **options)
+
+
+# Not in the class itself, which travels with checkpoints and may know nothing of this package.
+cast(Any, VitMaePreTrainedModel).push_to_hub = _push_to_hub
 AutoConfig.register("hf_vitmae", VitMaeConfig)
 AutoModel.register(VitMaeConfig, VitMaeModel)
 AutoModelForPreTraining.register(VitMaeConfig, VitMaeForPreTraining)

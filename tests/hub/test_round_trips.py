@@ -160,11 +160,11 @@ def push_plain(hub: Hub, folder: Path, picture: Image.Image) -> dict[str, Any]:
     return facts | push(hub, folder / "plain")
 
 
-def open_all(hub: Hub, saved: Path, home: Path, package: str) -> None:
+def open_all(hub: Hub, saved: Path, home: Path, package: str, *, xet: bool) -> None:
     done = subprocess.run(
         [sys.executable, "-c", OPENING, str(saved), package],
         stdin=subprocess.DEVNULL,
-        env=hub.environment(home),
+        env=hub.environment(home, xet=xet),
         cwd=saved.parent,
         capture_output=True,
         text=True,
@@ -174,7 +174,10 @@ def open_all(hub: Hub, saved: Path, home: Path, package: str) -> None:
 
 
 @pytest.mark.slow
-def test_every_class_comes_back(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("transport", ["lfs", "xet"])
+def test_every_class_comes_back(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture, transport: str
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 52, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     picture = Image.open(tmp_path / "picture.png")
@@ -189,8 +192,12 @@ def test_every_class_comes_back(hub: Hub, tmp_path: Path, capsys: pytest.Capture
     picture_path = str(tmp_path / "picture.png")
     saved = {"picture": picture_path, "models": {one.pop("name"): one for one in pushed}}
     torch.save(saved, tmp_path / "saved.pt")
-    open_all(hub, tmp_path / "saved.pt", tmp_path / "home", "with")
-    open_all(hub, tmp_path / "saved.pt", tmp_path / "home", "without")
+    xet = transport == "xet"
+    for package in ("with", "without"):
+        hub.clear()
+        home = tmp_path / f"home-{package}"  # with nothing in its cache
+        open_all(hub, tmp_path / "saved.pt", home, package, xet=xet)
+        assert ("terms" in hub.routes()) == xet
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     DeiTConfig,
@@ -151,7 +152,7 @@ def test_a_folder_of_transformers(
     assert (tmp_path / "ours" / "preprocessor_config.json").exists()
     assert names_in(tmp_path) == {"theirs", "ours"}
     noted = json.loads((tmp_path / "ours" / "conversion.json").read_text())
-    assert (noted["source"], noted["hub_id"]) == (str(source), None)
+    assert (noted["source"], noted["hub_id"]) == ("theirs", None)
     assert "transformers" in noted["origin"]
     assert noted["said"] and all(line in said for line in noted["said"])
 
@@ -210,6 +211,7 @@ def test_without_timm_it_is_said_that_nothing_was_compared(
     said = convert(capsys, tmp_path / "theirs", tmp_path / "again")
     assert "Not compared with timm: timm cannot be imported" in said
     assert "Largest" not in said
+    assert "largest_difference" not in json.loads((tmp_path / "again/conversion.json").read_text())
 
 
 @pytest.mark.parametrize("to", ["hf_vitmae", "transformers"])
@@ -249,6 +251,21 @@ def test_the_image_that_is_compared_on_may_be_named(
     assert "cannot be read as an image" in fails(capsys, *command, __file__)
     assert not (tmp_path / "theirs").exists()
     assert difference(convert(capsys, *command, tmp_path / "photo.png")) == SAME
+
+
+def test_what_was_done_is_noted_beside_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    theirs = ViTForImageClassification(ViTConfig(**SIZES, **LABELS))
+    their_folder(tmp_path / "theirs", theirs)
+    said = convert(capsys, tmp_path / "theirs", tmp_path / "ours")
+    noted = json.loads((tmp_path / "ours/conversion.json").read_text())
+    assert (noted["origin"], noted["to"]) == ("transformers", "this package")
+    assert noted["source"] == "theirs" and noted["hub_id"] is None
+    assert noted["tensors"] == len(load_file(tmp_path / "ours/model.safetensors"))
+    assert f"{noted['largest_difference']:.2g}" == f"{difference(said):.2g}"
+    assert 0 <= noted["largest_difference"] < 1e-4 < noted["largest_output"]
+    assert noted["said"] and all(line in said for line in noted["said"])
 
 
 def test_an_empty_folder_and_new_parents_will_do(

@@ -1,4 +1,4 @@
-"""What every converter makes of a foreign checkpoint, and the model it becomes."""
+"""What every converter makes of a foreign checkpoint, the model it becomes, how alike they are."""
 
 from dataclasses import dataclass, field
 
@@ -26,6 +26,14 @@ class Converted:
     kind: type[VitMaePreTrainedModel]
     processor: VitMaeImageProcessor
     said: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison of outputs found: in words, and in figures if two libraries took part."""
+
+    said: list[str]
+    figures: dict[str, float]
 
 
 def build(converted: Converted) -> VitMaePreTrainedModel:

@@ -18,6 +18,7 @@ from hf_vitmae.hub.privacy import find_private
 TEMPLATE = Path(__file__).with_name("card_template.md")
 DIGITS = 4  # significant ones of every number in a card that is not whole
 LONGEST_TEXT = 200  # characters of what a record says in words
+PEFT = "peft"  # what loads an adapter
 LIBRARY = "transformers"  # so that the Hub shows how to load it with `trust_remote_code=True`
 TAGS = ("hf_vitmae", "vision", "vit")
 
@@ -71,12 +72,14 @@ class CardFacts:
         class_name: of the model.
         num_channels: of its images, if that is known.
         architecture, data, recipe, machine: tables of what is known.
+        adapter: settings of a low-rank adapter, if the repository holds one rather than a model.
         health: how the training went, in a line.
         conversion: where converted weights come from, and how far their outputs differ.
         limits: what the record shows that this model cannot do, or that nobody tried.
         datasets: Hub ids of the training images.
-        base_model: Hub id of the model that this one was fine-tuned from.
+        base_model: Hub id of the model that this one was fine-tuned from, or the adapter is for.
         license: of the weights, as the Hub names it.
+        tags: beside those of every such model.
     """
 
     repo_id: str
@@ -86,6 +89,7 @@ class CardFacts:
     data: Table = field(default_factory=dict)
     recipe: Table = field(default_factory=dict)
     machine: Table = field(default_factory=dict)
+    adapter: Table = field(default_factory=dict)
     results: tuple[Result, ...] = ()
     pictures: tuple[Picture, ...] = ()
     health: str | None = None
@@ -94,6 +98,7 @@ class CardFacts:
     datasets: tuple[str, ...] = ()
     base_model: str | None = None
     license: str | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -134,11 +139,13 @@ def metadata(facts: CardFacts) -> ModelCardData:
     """What the Hub reads: library, task, tags, data, licence, base model, results."""
     results = [found for result in facts.results for found in _eval_results(result)]
     metrics = dict.fromkeys(result.metric_type for result in results)
-    more: dict[str, Any] = {"base_model_relation": "finetune"} if facts.base_model else {}
+    adapter = ["lora"] if facts.adapter else []
+    relation = "adapter" if facts.adapter else "finetune"
+    more: dict[str, Any] = {"base_model_relation": relation} if facts.base_model else {}
     return ModelCardData(
-        library_name=LIBRARY,
+        library_name=PEFT if facts.adapter else LIBRARY,
         pipeline_tag=facts.kind.pipeline_tag,
-        tags=[*TAGS, *facts.kind.tags],
+        tags=list(dict.fromkeys([*TAGS, *facts.kind.tags, *adapter, *facts.tags])),
         datasets=list(facts.datasets) or None,
         license=facts.license,
         base_model=facts.base_model,

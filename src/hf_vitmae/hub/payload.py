@@ -9,6 +9,9 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
 from hf_vitmae.hub.privacy import find_private
 
 CONVERSION = "conversion.json"  # beside the weights: where they were converted from
@@ -92,9 +95,12 @@ def check_private(files: Mapping[str, Path], allowed: Collection[str] = ()) -> N
         ValueError: naming the file and what is in it.
     """
     for name, path in files.items():
-        if belongs(name, (*BINARIES, *PICTURES, *CHECKPOINT[:1])):
-            continue
-        text = path.read_text(encoding="utf-8", errors="replace")
+        if belongs(name, PICTURES):
+            text = _written_in_picture(path)
+        elif belongs(name, (*BINARIES, *CHECKPOINT[:1])):
+            text = _written_in_weights(path)
+        else:
+            text = path.read_text(encoding="utf-8", errors="replace")
         found = find_private(text, allowed)
         if belongs(name, CODE):
             found = [what for what in found if _is_own(what)]
@@ -102,6 +108,27 @@ def check_private(files: Mapping[str, Path], allowed: Collection[str] = ()) -> N
             raise ValueError(
                 f"{path} is not pushed, it holds {', '.join(found)}; take that out first."
             )
+
+
+def _written_in_picture(path: Path) -> str:
+    """The texts that a picture carries beside its pixels; nothing of one that cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()  # what stands behind the pixels too
+            values = [*picture.info.values(), *picture.getexif().values()]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ""
+    texts = [value.decode("latin-1") if isinstance(value, bytes) else value for value in values]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _written_in_weights(path: Path) -> str:
+    """The notes in a file of safetensors; nothing of one that cannot be read."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return "\n".join((file.metadata() or {}).values())
+    except (SafetensorError, OSError):
+        return ""
 
 
 def _is_own(what: str) -> bool:

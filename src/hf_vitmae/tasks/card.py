@@ -1,14 +1,12 @@
 """The card of a checkpoint, from what its run recorded and from runs beside it that used it."""
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hf_vitmae.hub.card import CardFacts, Picture, Result, render
-from hf_vitmae.hub.card_model import architecture, read_class
-from hf_vitmae.hub.card_names import EMBEDDED, hub_id, model_name, public_name
+from hf_vitmae.hub.card_names import EMBEDDED, hub_id, public_name
 from hf_vitmae.hub.card_results import (
     compared_results,
     evaluated_results,
@@ -22,9 +20,8 @@ from hf_vitmae.hub.card_run import (
     limits,
     machine_table,
     recipe_table,
-    statistics_table,
 )
-from hf_vitmae.hub.payload import CONVERSION
+from hf_vitmae.hub.card_saved import read_json, saved_facts, shared_facts
 from hf_vitmae.tasks import environment
 from hf_vitmae.training.advice import advise
 from hf_vitmae.training.run_folder import RunFolder, whole_lines
@@ -57,19 +54,9 @@ def write_card(run: Path | None, model: Path, repo_id: str, *, license: str | No
         FileNotFoundError, ValueError: if one of the folders is not what it should be, or the card
         would give away a path, a token or a name.
     """
-    config = _read_json(model / "config.json")
-    if not config:
-        raise FileNotFoundError(f"{model} holds no model (no readable config.json); name another.")
-    shared = {
-        "repo_id": repo_id,
-        "class_name": read_class(config),
-        "num_channels": config.get("num_channels"),
-        "architecture": architecture(model, config),
-        "conversion": tuple(_conversion(_read_json(model / CONVERSION))),
-        "license": license,
-    }
     if run is None:
-        return render(_bare_facts(model, shared))
+        return render(saved_facts(model, repo_id, license))
+    shared = shared_facts(model, repo_id, license)
     return render(_run_facts(RunFolder(run), model, shared))
 
 
@@ -86,20 +73,11 @@ def read_record(run: RunFolder, model: Path) -> Record:
         recipe=run.read_recipe(),
         lines=[line for line in run.read_metrics() if "step" in line],
         bad_images=bad_images,
-        config=_read_json(model / "config.json"),
-        processor=_read_json(model / "preprocessor_config.json"),
-        results=_read_json(run.path / "results.json"),
-        environment=_read_json(run.path / environment.FILE),
+        config=read_json(model / "config.json"),
+        processor=read_json(model / "preprocessor_config.json"),
+        results=read_json(run.path / "results.json"),
+        environment=read_json(run.path / environment.FILE),
     )
-
-
-def _bare_facts(model: Path, shared: dict[str, Any]) -> CardFacts:
-    """Of a model whose run is not known."""
-    unknown = ["How it was trained is not recorded beside its weights."]
-    if shared["license"] is None:
-        unknown.append("No licence of the weights is recorded.")
-    data = statistics_table(_read_json(model / "preprocessor_config.json"))
-    return CardFacts(**shared, data=data, limits=tuple(unknown))
 
 
 def _run_facts(run: RunFolder, model: Path, shared: dict[str, Any]) -> CardFacts:
@@ -149,7 +127,7 @@ def _results_beside(run: RunFolder) -> Iterator[Result]:
             if checkpoint is None:
                 continue
             record = read_record(beside, beside.model)
-            if comparison := _read_json(folder / "comparison.json"):
+            if comparison := read_json(folder / "comparison.json"):
                 yield from _compared(comparison, checkpoint, record)
             else:
                 finetuned.append(record)
@@ -179,7 +157,7 @@ def _compared(comparison: dict[str, Any], checkpoint: str, beside: Record) -> tu
 
 def _evaluated(folder: Path, run: RunFolder) -> tuple[Result, ...]:
     """What is in the evaluation.json of a folder beside the run, if it is of the run's model."""
-    found = _read_json(folder / EVALUATION)
+    found = read_json(folder / EVALUATION)
     named = Path(str(found.get("model", "")))
     is_it = named.resolve() == run.model.resolve() if named.exists() else _ends_alike(named, run)
     if not is_it:
@@ -194,20 +172,3 @@ def _evaluated(folder: Path, run: RunFolder) -> tuple[Result, ...]:
 def _ends_alike(named: Path, run: RunFolder) -> bool:
     """Whether a path that is not there now may have been the model of the run."""
     return named.parts[-2:] == (run.path.resolve().name, run.model.name)
-
-
-def _conversion(found: dict[str, Any]) -> Iterator[str]:
-    """What the conversion noted: `origin`, `source`, and `said`, a list of sentences."""
-    if "source" in found:
-        source = model_name(str(found["source"]), found.get("hub_id"))
-        yield f"Converted from {source}, a checkpoint of {found.get('origin', 'another library')}."
-    yield from map(str, found.get("said", ()))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A file of JSON; nothing where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

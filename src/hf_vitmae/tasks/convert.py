@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -26,8 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from hf_vitmae.convert import from_mae
-from hf_vitmae.convert.converted import Converted, build
+from hf_vitmae.convert.converted import Compared, Converted, build
 from hf_vitmae.convert.pickles import load_pickle
+from hf_vitmae.hub.card_names import model_name
 from hf_vitmae.hub.payload import CONVERSION
 from hf_vitmae.models import modeling_vitmae
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
@@ -109,21 +110,28 @@ def run(request: ConvertRequest) -> Path:
     pixel_values = _pixel_values(request.image, converted)
     with whole_or_absent(folder) as unfinished:
         said = write(request.to, model, converted.processor, unfinished)
-        said += _compare(origin, source, request.to, unfinished, model, pixel_values)
+        compared = _compare(origin, source, request.to, unfinished, model, pixel_values)
+        said += compared.said
         for line in said:
             print(line)
-        _note(request, origin, [*converted.said, *said], unfinished)
+        facts = {"tensors": len(converted.weights), **compared.figures}
+        _note(request, origin, facts, [*converted.said, *said], unfinished)
     print(f"{type(model).__name__} is in {folder}, for {SPOKEN.get(request.to, request.to)}.")
     return folder
 
 
-def _note(request: ConvertRequest, origin: str, said: list[str], folder: Path) -> None:
+def _note(
+    request: ConvertRequest, origin: str, facts: dict[str, Any], said: list[str], folder: Path
+) -> None:
     """Leave beside the model where it is from and what became of it, for its card."""
     name = str(request.source)
+    hub_id = None if Path(name).expanduser().exists() else name.partition("@")[0]
     noted = {
-        "source": name,
-        "hub_id": None if Path(name).expanduser().exists() else name.partition("@")[0],
+        "source": name if hub_id else model_name(name),  # no path of this machine
+        "hub_id": hub_id,
         "origin": SPOKEN.get(origin, origin),
+        "to": SPOKEN.get(request.to, request.to),
+        **facts,
         "said": said,
     }
     (folder / CONVERSION).write_text(json.dumps(noted, indent=2) + "\n", encoding="utf-8")
@@ -332,8 +340,8 @@ def _compare(
     written: Path,
     model: VitMaePreTrainedModel,
     pixel_values: Tensor,
-) -> list[str]:
-    """How far outputs before and after are apart, in words.
+) -> Compared:
+    """How far outputs before and after are apart.
 
     Raises:
         ValueError: if they are of different models.
@@ -357,12 +365,13 @@ def _compare(
             f"The outputs of {names[0]} and of {names[1]} differ by {difference:.2g} (they reach "
             f"{scale:.2g}), so nothing was written; the checkpoint is not what it seems."
         )
-    if names[0] != names[1]:
-        noted.append(
-            f"Largest difference between the outputs of {names[0]} and of {names[1]}: "
-            f"{difference:.2g} (they reach {scale:.2g})."
-        )
-    return noted
+    if names[0] == names[1]:  # one library saw both: that says nothing of the conversion
+        return Compared(noted, {})
+    noted.append(
+        f"Largest difference between the outputs of {names[0]} and of {names[1]}: "
+        f"{difference:.2g} (they reach {scale:.2g})."
+    )
+    return Compared(noted, {"largest_difference": difference, "largest_output": scale})
 
 
 def _pixel_values(image: Path | None, converted: Converted) -> Tensor:
