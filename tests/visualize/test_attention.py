@@ -4,9 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from hf_vitmae import VitMaeConfig, VitMaeModel
-from hf_vitmae.visualize.attention import attention_maps, attention_rollout, rollout
+from hf_vitmae.visualize.attention import (
+    attention_maps,
+    attention_panel,
+    attention_rollout,
+    rollout,
+)
+from hf_vitmae.visualize.panel import GAP, MARGIN
 
 
 def tiny(pooling: str) -> VitMaeModel:
@@ -32,3 +39,26 @@ def test_rollout_follows_the_layers_in_order() -> None:
     first, second = torch.rand(2, 1, 3, 3).softmax(dim=-1)
     expected = (second + torch.eye(3)) @ (first + torch.eye(3)) / 4
     torch.testing.assert_close(rollout([first, second]), expected)
+
+
+def test_the_panel_shows_rollout_and_every_head() -> None:
+    model = tiny("cls")
+    pictures = [Image.effect_noise((18, 16), 90).convert("RGB") for _ in range(2)]
+    panel = attention_panel(model, pictures)
+    columns, side = 5, 18 * 9  # input, rollout, mean, two heads; each pixel 9 x 9
+    assert panel.width == columns * (side + GAP) - GAP + 2 * MARGIN
+    assert attention_panel(model, pictures, layer=0).tobytes() != panel.tobytes()
+
+
+def test_the_panel_goes_through_the_model_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("mean")
+    pictures = [Image.effect_noise((18, 16), 90).convert("RGB") for _ in range(3)]
+    whole = attention_panel(model, pictures)
+    monkeypatch.setattr("hf_vitmae.visualize.attention.BATCH_SIZE", 2)
+    assert attention_panel(model, pictures).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_layer_that_is_not_there(layer: int) -> None:
+    with pytest.raises(ValueError, match=f"0 to 1, or -1 for the last; got {layer}"):
+        attention_panel(tiny("cls"), [Image.new("RGB", (18, 16))], layer=layer)

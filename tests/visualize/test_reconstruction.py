@@ -16,7 +16,7 @@ from hf_vitmae import (
 )
 from hf_vitmae.models.losses import pixel_targets
 from hf_vitmae.models.masking import PatchOrder, gather_tokens
-from hf_vitmae.visualize import mean_visible_baseline, reconstruct, reconstruction
+from hf_vitmae.visualize import mean_visible_baseline, prediction, reconstruct
 
 
 def tiny(**overrides: Any) -> VitMaeForPreTraining:
@@ -122,7 +122,7 @@ def test_interpolated_statistics_are_weighted_by_distance() -> None:
     hidden = torch.tensor([[False, True, True, False]])
     near = (1.0 + 4.0 / 8) / (1 + 1 / 8)
     far = (1.0 / 8 + 4.0) / (1 + 1 / 8)
-    filled = reconstruction._interpolate_hidden(values, hidden, (1, 4))
+    filled = prediction.interpolate_hidden(values, hidden, (1, 4))
     torch.testing.assert_close(filled[0, :, 0], torch.tensor([1.0, near, far, 4.0]))
 
 
@@ -143,7 +143,7 @@ def test_masks_repeat_by_seed_and_differ_by_image(monkeypatch: pytest.MonkeyPatc
     first = reconstruct(model, given)
     assert len({item.mask.tobytes() for item in first}) == 5
     assert (reconstruct(model, given, seed=1)[0].mask != first[0].mask).any()
-    monkeypatch.setattr(reconstruction, "BATCH_SIZE", 2)
+    monkeypatch.setattr(prediction, "BATCH_SIZE", 2)
     for again, item in zip(reconstruct(model, given), first, strict=True):
         assert (again.mask == item.mask).all()
         assert again.error == pytest.approx(item.error, rel=1e-5)

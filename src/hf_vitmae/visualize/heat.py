@@ -7,12 +7,15 @@ from PIL import Image
 RAMP = np.array([(0, 0, 32), (84, 15, 109), (187, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 
-def heat_colors(values: np.ndarray) -> np.ndarray:
+def heat_colors(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
     """Colours of values, the lowest black-blue and the highest pale: (h, w) -> uint8 (h, w, 3).
 
     Equal values everywhere all get the lowest colour.
+
+    Args:
+        limits: the values of the lowest and highest colour; by default those that there are.
     """
-    low, high = float(values.min()), float(values.max())
+    low, high = limits or (float(values.min()), float(values.max()))
     shares = (values - low) / (high - low) if high > low else np.zeros(values.shape)
     stops = np.linspace(0, 1, len(RAMP))
     channels = [np.interp(shares, stops, RAMP[:, channel]) for channel in range(3)]

@@ -1,12 +1,10 @@
 """What a masked autoencoder paints into the patches that it does not see, as pictures.
 
-With `norm_pix_loss` a model predicts patches in units of their own deviation (arXiv:2111.06377), so
-a picture needs statistics from somewhere; every picture says from where. Shapes: see `patches.py`.
+Where the pixels of a prediction come from: see `prediction.py`. Shapes: see `patches.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,28 +14,19 @@ from torch import Tensor
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import ImageLike, VitMaeImageProcessor
 from hf_vitmae.models.losses import masked_pixel_loss, pixel_targets
+from hf_vitmae.models.mask_patterns import MASK_PATTERNS
 from hf_vitmae.models.masking import order_from_noise, patch_mask
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
-from hf_vitmae.models.modes import evaluating
-from hf_vitmae.models.patches import (
-    as_pair,
-    denormalize_patches,
-    patch_statistics,
-    patchify,
-    unpatchify,
+from hf_vitmae.models.patches import as_pair, unpatchify
+from hf_vitmae.visualize.pictures import gray_out, paint_over, patch_grid, to_pictures
+from hf_vitmae.visualize.prediction import (
+    Statistics,
+    check_decoder,
+    check_statistics,
+    pixel_note,
+    predict_patches,
+    predicted_pixels,
 )
-from hf_vitmae.visualize.pictures import BATCH_SIZE, gray_out, paint_over, patch_grid, to_pictures
-
-Statistics = Literal["hidden", "visible"]
-
-STATISTICS_NOTES = {
-    "hidden": "mean and contrast of hidden patches taken from the input",
-    "visible": "statistics interpolated from visible patches",
-}
-OWN_PIXELS_NOTE = "model's own pixels"
-# Visible patches weigh distance**-3 when statistics are interpolated. Of the powers 1, 2, 3, 4, 6
-# it is best, or within 3 % of it, at means and deviations of 64x64 emoji in patches of 4 and of 8.
-DISTANCE_POWER = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +61,7 @@ def reconstruct(
     noise: Tensor | None = None,
     mask: Tensor | None = None,
     seed: int = 0,
+    pattern: str = "random",
     statistics: Statistics = "hidden",
     interpolate_pos_encoding: bool = False,
 ) -> list[Reconstruction]:
@@ -86,6 +76,7 @@ def reconstruct(
         noise: (B, N); the patches with the highest values are hidden.
         mask: bool (B, N) over patches or (B, H, W) over pixels, True = hidden; instead of a ratio.
         seed: of the noise when there is neither noise nor mask; each image gets its own.
+        pattern: in which the noise hides patches, one of `MASK_PATTERNS`: random, block or grid.
         statistics: for models with `norm_pix_loss`. "hidden" takes mean and deviation of a hidden
             patch from the input, as the paper's figures do: that shows more than the model knows.
             "visible" interpolates them from visible patches: no hidden pixel has any influence.
@@ -94,20 +85,19 @@ def reconstruct(
     Raises:
         ValueError: if the model cannot reconstruct, or an argument does not fit.
     """
-    _check_arguments(model, statistics)
+    check_decoder(model)
+    check_statistics(statistics)
     config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
     pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
     grid = patch_grid(pixel_values, config)
-    hidden = _hidden_patches(config, len(pixel_values), grid, mask_ratio, noise, mask, seed)
-    predicted = _predict(model, pixel_values, hidden, interpolate_pos_encoding)  # (B, N, P)
+    hidden = _hidden_patches(
+        config, len(pixel_values), grid, mask_ratio, noise, mask, seed, pattern
+    )
+    predicted = predict_patches(model, pixel_values, hidden, interpolate_pos_encoding)  # (B, N, P)
     targets = pixel_targets(pixel_values, config.patch_pair, config.norm_pix_loss)  # (B, N, P)
-    note, errors = OWN_PIXELS_NOTE, _errors(predicted, targets, hidden)
-    if config.norm_pix_loss:
-        note = STATISTICS_NOTES[statistics]
-        mean, std = patch_statistics(patchify(pixel_values, config.patch_pair))  # (B, N, 1) each
-        if statistics == "visible":
-            mean, std = (_interpolate_hidden(values, hidden, grid) for values in (mean, std))
-        predicted = denormalize_patches(predicted, mean, std)
+    errors = _errors(predicted, targets, hidden)
+    predicted = predicted_pixels(config, predicted, pixel_values, hidden, statistics)
+    note = pixel_note(config, statistics)
     inputs = to_pictures(processor, pixel_values)
     predictions = to_pictures(processor, unpatchify(predicted, config.patch_pair, grid))
     masks = hidden.unflatten(1, grid).numpy()  # (B, h, w)
@@ -142,18 +132,6 @@ def mean_visible_baseline(
     return masked_pixel_loss(predicted, targets, mask).item()
 
 
-def _check_arguments(model: VitMaeForPreTraining, statistics: str) -> None:
-    # By what it has, not by class: a checkpoint loaded with its own code has classes of its own.
-    if not hasattr(model, "decoder"):
-        raise ValueError(
-            f"{type(model).__name__} has no decoder and cannot reconstruct; load a pretraining "
-            "checkpoint as VitMaeForPreTraining."
-        )
-    if statistics not in STATISTICS_NOTES:
-        allowed = ", ".join(STATISTICS_NOTES)
-        raise ValueError(f"`statistics` must be one of {allowed}, got {statistics!r}.")
-
-
 def _hidden_patches(
     config: VitMaeConfig,
     batch_size: int,
@@ -162,6 +140,7 @@ def _hidden_patches(
     noise: Tensor | None,
     mask: Tensor | None,
     seed: int,
+    pattern: str,
 ) -> Tensor:
     """What to hide, from whichever way the caller said it: -> bool (B, N)."""
     shape = (batch_size, grid[0] * grid[1])
@@ -171,7 +150,7 @@ def _hidden_patches(
         hidden = patch_mask(mask.cpu(), grid, config.patch_pair)
     else:
         if noise is None:
-            noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+            noise = pattern_noise(shape, grid, seed, pattern)
         ratio = config.mask_ratio if mask_ratio is None else mask_ratio
         hidden = order_from_noise(torch.atleast_2d(noise.cpu()), ratio).mask
     if hidden.shape != shape:
@@ -182,41 +161,23 @@ def _hidden_patches(
     return hidden
 
 
-def _predict(
-    model: VitMaeForPreTraining, pixel_values: Tensor, hidden: Tensor, interpolate: bool
-) -> Tensor:
-    """The model in evaluation mode: (B, C, H, W), bool (B, N) -> float32 (B, N, P) on the CPU."""
-    logits = []
-    with evaluating(model):
-        for start in range(0, len(pixel_values), BATCH_SIZE):
-            part = slice(start, start + BATCH_SIZE)
-            output = model(
-                pixel_values[part].to(model.device),
-                mask=hidden[part].to(model.device),
-                interpolate_pos_encoding=interpolate,
-                return_loss=False,
-            )
-            logits.append(output.logits.float().cpu())
-    return torch.cat(logits)
+def pattern_noise(shape: tuple[int, int], grid: tuple[int, int], seed: int, pattern: str) -> Tensor:
+    """Noise whose highest values form a pattern of masks, for images of a grid: -> (B, N).
+
+    Raises:
+        ValueError: if there is no such pattern.
+    """
+    if pattern not in MASK_PATTERNS:
+        allowed = ", ".join(MASK_PATTERNS)
+        raise ValueError(f"`pattern` must be one of {allowed}, got {pattern!r}.")
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return MASK_PATTERNS[pattern](noise, grid)
 
 
 def _errors(logits: Tensor, targets: Tensor, hidden: Tensor) -> list[float]:
     """The pretraining loss of each image alone: (B, N, P) twice, bool (B, N) -> B numbers."""
     images = zip(*(tensor.split(1) for tensor in (logits, targets, hidden)), strict=True)
     return [masked_pixel_loss(*image).item() for image in images]
-
-
-def _interpolate_hidden(values: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Hidden patches' values from visible ones: (B, N, 1), bool (B, N) -> (B, N, 1).
-
-    The nearer weigh more; an image with nothing visible gets 0.
-    """
-    places = torch.cartesian_prod(*(torch.arange(side) for side in grid)).float()  # (N, 2)
-    weights = torch.cdist(places, places).clamp(min=1) ** -DISTANCE_POWER  # (N, N)
-    known = torch.where(hidden, 0, values[..., 0])  # (B, N)
-    total = (~hidden).float() @ weights
-    estimates = known @ weights / torch.where(total > 0, total, 1)
-    return torch.where(hidden, estimates, values[..., 0])[..., None]  # (B, N, 1)
 
 
 def _compose(
