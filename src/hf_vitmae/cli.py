@@ -31,6 +31,7 @@ VERBS = {
     "evaluate": "measure a classifier or a segmentation model on labelled images",
     "compare": "find out whether pretraining helped: models side by side, with few labels",
     "reconstruct": "draw what a model makes of images with hidden patches",
+    "look": "draw attention, features, nearest images, anomalies, positions of a model",
     "embed": "write features of images to parquet, a data set that can be opened anywhere",
     "convert": "turn checkpoints of transformers, timm, MAE and big_vision into ours, and back",
     "export": "write a model as an ONNX graph or a program of torch.export",
@@ -205,6 +206,7 @@ PARSERS = {
     "evaluate": partial(_parse_request, "evaluate"),
     "compare": partial(_parse_request, "compare"),
     "reconstruct": partial(_parse_request, "reconstruct"),
+    "look": partial(_parse_request, "look"),
     "embed": partial(_parse_request, "embed"),
     "convert": partial(_parse_request, "convert"),
     "export": partial(_parse_request, "export"),
@@ -266,7 +268,7 @@ def _unframe(text: str, verb: str) -> str:
         else:
             sections.append([])
     said, *others = [" ".join(section) for section in sections if section]
-    said = said.split(" Got errors:")[0].rstrip(".") + "."
+    said = re.sub(r"^Error parsing \w+: ", "", said.split(" Got errors:")[0].rstrip(".") + ".")
     if perhaps := re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(others)):
         said += f" Did you mean {perhaps[1]}?"
     choices = [section for section in others if section.startswith("Available subcommands")]

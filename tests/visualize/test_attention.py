@@ -62,3 +62,10 @@ def test_the_panel_goes_through_the_model_in_parts(monkeypatch: pytest.MonkeyPat
 def test_a_layer_that_is_not_there(layer: int) -> None:
     with pytest.raises(ValueError, match=f"0 to 1, or -1 for the last; got {layer}"):
         attention_panel(tiny("cls"), [Image.new("RGB", (18, 16))], layer=layer)
+
+
+def test_the_attention_of_the_model_stays_as_it_was() -> None:
+    model = tiny("cls")
+    model.set_attn_implementation("sdpa")
+    attention_maps(model, torch.randn(1, 3, 16, 18))
+    assert model.config._attn_implementation == "sdpa"

@@ -67,9 +67,20 @@ PAGES = {
         "MODEL IMAGES... [FLAGS]",
         (
             "hf-vitmae reconstruct runs/a/model photo.jpg",
-            "hf-vitmae reconstruct user/repo *.png --mask-ratio 0.5 --output panel.png",
+            "hf-vitmae reconstruct user/repo ./photos --mask-ratio 0.5 --output panel.png",
+            "hf-vitmae reconstruct runs/a/model photo.jpg --mask drawn.png",
         ),
-        ("--output", "--mask-ratio", "--statistics", "--seed"),
+        ("--output", "--mask-ratio", "--mask-pattern", "--mask", "--statistics", "--seed"),
+    ),
+    "look": Page(
+        "MODEL IMAGES... [FLAGS]",
+        (
+            "hf-vitmae look runs/a/model photo.jpg",
+            "hf-vitmae look runs/a/model ./photos --kind anomaly --output anomaly.png",
+            "hf-vitmae look runs/a/model photo.jpg --kind neighbors --gallery ./photos",
+            "hf-vitmae look runs/a/model --kind positions",
+        ),
+        ("--kind", "--output", "--num-images", "--layer", "--gallery", "--mask-ratios"),
     ),
     "embed": Page(
         "MODEL SOURCE [FLAGS]",

@@ -18,7 +18,11 @@ from hf_vitmae.models.image_processing_vitmae import (
     VitMaeImageProcessor,
     VitMaeImageProcessorKwargs,
 )
-from hf_vitmae.models.modeling_vitmae import VitMaeModel, VitMaePreTrainedModel
+from hf_vitmae.models.modeling_vitmae import (
+    VitMaeForPreTraining,
+    VitMaeModel,
+    VitMaePreTrainedModel,
+)
 from hf_vitmae.whole_or_absent import whole_or_absent
 
 Model = TypeVar("Model", bound=VitMaePreTrainedModel)
@@ -104,6 +108,20 @@ def load_model(
     return model, parts - {ENCODER}, adaptations
 
 
+def load_autoencoder(name: str, config: VitMaeConfig) -> VitMaeForPreTraining:
+    """A checkpoint of pretraining, with its decoder.
+
+    Raises:
+        ValueError: as `load_model`, or if it has no decoder.
+    """
+    model, new, _ = load_model(VitMaeForPreTraining, name, config)
+    if "decoder" in new:
+        raise ValueError(
+            f"{name} has no decoder, so it predicts no pixels; name a checkpoint of pretraining."
+        )
+    return model
+
+
 def _load(
     model_class: type[Model], name: str, config: VitMaeConfig, **options: Any
 ) -> tuple[Model, set[str], list[str]]:
@@ -126,6 +144,11 @@ def _load(
             "damaged or of another model."
         )
     return model, {key.split(".")[0] for key in missing}, report.get("adaptations", [])
+
+
+def on_device(model: Model) -> Model:
+    """A model on the device that there is."""
+    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")  # pyright: ignore[reportArgumentType]
 
 
 def load_processor(name: str, config: VitMaeConfig, **options: Any) -> VitMaeImageProcessor:

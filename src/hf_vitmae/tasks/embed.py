@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import tyro
 from datasets import Features, List, Value
 from torch import Tensor
@@ -35,7 +34,7 @@ from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaeModel
 from hf_vitmae.models.modes import evaluating
-from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
+from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor, on_device
 from hf_vitmae.tasks.encoders import model_digest
 from hf_vitmae.tasks.images import normalized
 from hf_vitmae.training.bad_images import BadImages, Split
@@ -174,7 +173,7 @@ def _open_encoder(name: str, config: VitMaeConfig) -> VitMaeModel:
     model, _, adaptations = loaded
     for line in adaptations:
         print(f"{name}: {line}.")
-    return model.to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return on_device(model)
 
 
 def _stamp(

@@ -1,19 +1,19 @@
 """Look at a pretrained model: hide patches of images and draw what it makes of them."""
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from torch import Tensor
 
-from hf_vitmae.data.decoding.decode import BadImage
-from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
-from hf_vitmae.tasks.checkpoints import load_config, load_model, load_processor
-from hf_vitmae.tasks.images import decode_for
+from hf_vitmae.tasks.checkpoints import load_autoencoder, load_config, load_processor, on_device
+from hf_vitmae.tasks.shown_images import (
+    NUM_IMAGES,
+    drawn_mask,
+    picture_format,
+    save_picture,
+    shown_images,
+)
 from hf_vitmae.visualize import reconstruct, reconstruction_panel
 
 
@@ -24,17 +24,27 @@ class ReconstructRequest:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder or Hub id of a pretrained model."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
-    """Image files."""
+    """Image files; a folder, or `emoji`, gives some images spread over it."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("reconstruction.png")
     """Where the picture goes."""
     mask_ratio: float | None = None
     """Share of the patches to hide; the model's own by default."""
+    mask_pattern: Literal["random", "block", "grid"] = "random"
+    """Single patches by chance, rectangles, or a regular grid."""
+    mask: Path | None = None
+    """A picture whose white parts are hidden, in every image, in place of a ratio."""
     seed: int = 0
     """Decides which patches are hidden."""
+    num_images: int = NUM_IMAGES
+    """Images of each folder."""
     statistics: Literal["hidden", "visible"] = "hidden"
     """For models that predict normalised patches: un-normalise with the hidden patches' own mean
-    and deviation, as
-    papers do, or with what the visible patches around them have."""
+    and deviation, as papers do, or with what the visible patches around them have."""
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and self.mask_ratio is not None:
+            raise ValueError("Give either a mask or a mask ratio, not both.")
+        picture_format(self.output)
 
 
 def run(request: ReconstructRequest) -> Path:
@@ -44,48 +54,20 @@ def run(request: ReconstructRequest) -> Path:
         ValueError, FileNotFoundError: for a model without decoder, an image that is not there, or
             if none can be decoded.
     """
-    if not request.images:
-        raise ValueError("No images given; name one or more image files after the model.")
     config = load_config(request.model)
     processor = load_processor(request.model, config)
-    images = _read_images(request.images, processor)
-    model, new, _ = load_model(VitMaeForPreTraining, request.model, config)
-    if "decoder" in new:
-        raise ValueError(
-            f"{request.model} has no decoder, so it predicts no pixels; name a checkpoint of "
-            "pretraining."
-        )
+    images = shown_images(request.images, processor, request.num_images)
+    mask = request.mask and drawn_mask(request.mask, config.image_pair, len(images))
+    model = on_device(load_autoencoder(request.model, config))
     reconstructions = reconstruct(
         model,
         images,
         processor,
         mask_ratio=request.mask_ratio,
+        mask=mask,
+        pattern=request.mask_pattern,
         seed=request.seed,
         statistics=request.statistics,
     )
-    request.output.parent.mkdir(parents=True, exist_ok=True)
-    reconstruction_panel(reconstructions).save(request.output)
-    print(f"The picture is {request.output}.")
+    save_picture(reconstruction_panel(reconstructions), request.output)
     return request.output
-
-
-def _read_images(paths: Sequence[Path], processor: VitMaeImageProcessor) -> list[Tensor]:
-    """The images that can be decoded, (C, H, W) each; the others are named on the screen.
-
-    Raises:
-        FileNotFoundError: if a path is wrong.
-        BadImage: if none is left.
-    """
-    images, bad = [], []
-    for path in paths:
-        try:
-            images.append(decode_for(processor, path.read_bytes(), str(path)))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"There is no image {str(path)!r}; check the path.") from None
-        except BadImage as error:
-            bad.append(error)
-    if not images:
-        raise bad[0]
-    for error in bad:
-        print(f"Left out: {error}", file=sys.stderr)
-    return images

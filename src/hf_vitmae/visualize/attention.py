@@ -4,7 +4,9 @@ Rollout is that of Abnar and Zuidema (arXiv:2005.00928): a block passes on half 
 and half of what it attends to. Shapes: see `patches.py`; A is the number of heads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 from PIL import Image
@@ -113,7 +115,7 @@ def _attentions(
     model: VitMaePreTrainedModel, pixel_values: Tensor, interpolate: bool
 ) -> Attentions:
     """All attention weights, on the CPU."""
-    with evaluating(model):
+    with evaluating(model), _weights_kept(model):
         output = model.base_model(
             pixel_values.to(model.device),
             mask_ratio=0.0,
@@ -121,6 +123,18 @@ def _attentions(
             output_attentions=True,
         )
     return tuple(layer.float().cpu() for layer in output.attentions)
+
+
+@contextmanager
+def _weights_kept(model: VitMaePreTrainedModel) -> Iterator[None]:
+    """Eager attention for a while: the others keep no weights."""
+    encoder = cast(VitMaePreTrainedModel, model.base_model)
+    before = encoder.config._attn_implementation or "eager"
+    encoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        encoder.set_attn_implementation(before)
 
 
 def _heads(model: VitMaePreTrainedModel, found: Attentions, layer: int) -> Tensor:

@@ -3,10 +3,13 @@
 As the right part of figure 7 of arXiv:2010.11929. Shapes: see `patches.py`.
 """
 
+from typing import cast
+
 import numpy as np
 from PIL import Image
 from torch import Tensor, nn
 
+from hf_vitmae.models.embeddings import Embeddings
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.visualize.heat import heat_colors
 from hf_vitmae.visualize.panel import PanelRow, picture_panel
@@ -18,8 +21,8 @@ GUTTER = 2  # between the maps
 
 def position_similarity(model: VitMaePreTrainedModel) -> Tensor:
     """Cosine similarity of every two positions of the table: -> float32 (h, w, h, w)."""
-    embeddings = model.base_model.embeddings
-    grid: tuple[int, int] = tuple(embeddings.grid)
+    embeddings = _embeddings(model)
+    grid = embeddings.grid
     table = embeddings.positions(grid)[0, 1:].detach().float().cpu()  # (N, D)
     table = nn.functional.normalize(table, dim=1)
     return (table @ table.T).unflatten(1, grid).unflatten(0, grid)
@@ -38,8 +41,12 @@ def position_panel(model: VitMaePreTrainedModel) -> Image.Image:
         row, column = divmod(number, columns)
         y, x = row * (height + GUTTER), column * (width + GUTTER)
         page[y : y + height, x : x + width] = tile.repeat(cell, axis=0).repeat(cell, axis=1)
-    kind = "learned" if model.base_model.embeddings.is_learned else "sin-cos, fixed"
+    kind = "learned" if _embeddings(model).is_learned else "sin-cos, fixed"
     scale = f"cosine similarity: dark {limits[0]:.2f}, bright {limits[1]:.2f}"
     caption = f"{rows} x {columns} positions ({kind})\n{scale}"
     name = "how alike positions are"
     return picture_panel([PanelRow({name: Image.fromarray(page)}, caption)], scale=1)
+
+
+def _embeddings(model: VitMaePreTrainedModel) -> Embeddings:
+    return cast(Embeddings, model.base_model.embeddings)
