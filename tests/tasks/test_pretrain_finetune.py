@@ -138,3 +138,22 @@ def test_a_datasets_object_is_a_source_too(class_folder: Path, tmp_path: Path) -
     finetune.run(replace(tuning, model=str(tmp_path / "a" / "model")), source=dataset)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "b" / "model")
     assert list(model.config.id2label.values()) == ["cats", "dogs", "owls"]
+
+
+def test_evaluations_leave_the_pictures_that_are_asked_for(tmp_path: Path) -> None:
+    """And a run without them ends with the same weights."""
+    flags = ["--eval-every", "2", "--tracker", "none"]
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run, pictures in zip(runs, (["--pictures", "attention", "features"], []), strict=True):
+        assert main(["pretrain", "smoke", *FAST, *flags, *pictures, "--output-dir", str(run)]) == 0
+    drawn, plain = (
+        sorted(path.name for path in (run / "samples" / "steps").iterdir()) for run in runs
+    )
+    assert plain == ["reconstruction-00000002.png", "reconstruction-00000004.png"]
+    assert drawn == sorted(
+        f"{name}-0000000{step}.png"
+        for name in ("attention", "features", "reconstruction")
+        for step in (2, 4)
+    )
+    first, second = (load_file(run / "model" / "model.safetensors") for run in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -106,10 +106,12 @@ def test_pictures_do_not_need_evaluators(
     assert picture_steps(tmp_path / "run", "panel") == [4, 8]
 
 
-def test_none_leaves_nothing_and_draws_nothing(tmp_path: Path, drawn: list) -> None:
+def test_none_leaves_pictures_in_the_run_alone(tmp_path: Path, drawn: list) -> None:
     arguments = ["pretrain", "smoke", *FAST, "--tracker", "none", "--output-dir"]
     assert main([*arguments, str(tmp_path / "run")]) == 0
-    assert not (tmp_path / "run" / "tensorboard").exists() and not drawn
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    (picture,) = (tmp_path / "run" / "samples" / "steps").iterdir()
+    assert picture.name == "panel-00000004.png" and len(drawn) == 1
 
 
 def test_a_tracker_that_is_not_installed_is_said_before_the_run(

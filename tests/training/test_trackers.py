@@ -284,7 +284,25 @@ def test_only_the_main_process_starts_trackers(run: RunFolder, service: Any) -> 
 def test_no_trackers_leave_nothing(run: RunFolder) -> None:
     tell(run, range(2, 5, 2)).close()
     assert sorted(path.name for path in run.path.iterdir()) == ["metrics.jsonl", "recipe.yaml"]
-    assert Trackers((), lambda _: {"panel": PICTURE}).pictures is None
+
+
+def test_pictures_of_evaluations_lie_in_the_run_also_without_trackers(run: RunFolder) -> None:
+    progress = tell(run, range(2, 5, 2))
+    progress.show_pictures({"panel": PICTURE}, 4)
+    progress.show_pictures({"panel": PICTURE}, 12)
+    progress.close()
+    names = sorted(path.name for path in run.samples.joinpath("steps").iterdir())
+    assert names == ["panel-00000004.png", "panel-00000012.png"]
+    Progress(run, 0, 10, silent=True).show_pictures({"other": PICTURE}, 4)
+    assert len(list(run.samples.rglob("*.png"))) == 2
+
+
+def test_a_picture_that_cannot_be_written_does_not_end_the_run(
+    run: RunFolder, capsys: pytest.CaptureFixture
+) -> None:
+    run.samples.write_text("in its place")
+    Progress(run, 0, 10).show_pictures({"panel": PICTURE}, 4)
+    assert "pictures of step 4 could not be written" in capsys.readouterr().err
 
 
 def test_a_name_stands_for_the_trackers_that_are_installed(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from hf_vitmae.tasks.finetune import FinetuneRecipe, make_targets
 from hf_vitmae.training import trainer as trainer_module
 from hf_vitmae.training.metrics import compute_metrics, top_k_accuracy
 from hf_vitmae.training.optim import OptimConfig, build_optimizer
-from hf_vitmae.training.trainer import MixingTrainer, ReconstructionCallback
+from hf_vitmae.training.trainer import MixingTrainer, PictureCallback, ReconstructionCallback
+from hf_vitmae.visualize import attention_panel
 
 NUM_CLASSES, NUM_IMAGES = 4, 12
 LAYER_WISE = OptimConfig(base_lr=0.05, layer_decay=0.5)
@@ -369,7 +371,8 @@ def test_every_evaluation_leaves_a_picture_and_training_does_not_notice(tmp_path
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
     pictures = sorted((tmp_path / "a" / "samples").iterdir())
-    assert [path.name for path in pictures] == ["step-00000002.png", "step-00000004.png"]
+    names = [path.name for path in pictures]
+    assert names == ["reconstruction-00000002.png", "reconstruction-00000004.png"]
     first, second = map(pixels_of, pictures)
     assert first.shape == second.shape and first.shape[1] > 300
     assert not np.array_equal(first, second)  # the model has learned meanwhile
@@ -390,8 +393,22 @@ def test_pictures_go_to_tensorboard_where_the_trainer_does(
     logs = event_accumulator.EventAccumulator(str(tmp_path / "runs" / "samples")).Reload()
     events = logs.Images("reconstruction")
     assert [event.step for event in events] == [2, 4]
-    drawn = pixels_of(tmp_path / "samples" / "step-00000004.png")
+    drawn = pixels_of(tmp_path / "samples" / "reconstruction-00000004.png")
     assert (events[1].height, events[1].width) == drawn.shape[:2]
+
+
+def test_any_panel_can_be_drawn_and_training_does_not_notice(tmp_path: Path) -> None:
+    panel = partial(attention_panel, images=[Image.effect_noise((20, 12), 90).convert("RGB")])
+    drawing = make_pretraining_trainer(tmp_path / "a", draws=False, save_strategy="no")
+    drawing.add_callback(PictureCallback(panel, "attention"))
+    drawing.train()
+    blind = make_pretraining_trainer(tmp_path / "b", draws=False, save_strategy="no")
+    blind.train()
+    assert_equal(weights_of(model_of(drawing)), weights_of(model_of(blind)))
+    first, second = sorted((tmp_path / "a" / "samples").iterdir())
+    assert (first.name, second.name) == ("attention-00000002.png", "attention-00000004.png")
+    expected = panel(model_of(drawing))
+    assert np.array_equal(pixels_of(second), np.asarray(expected))
 
 
 def test_a_model_held_in_parts_is_not_drawn(tmp_path: Path) -> None:

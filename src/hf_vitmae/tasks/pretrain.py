@@ -41,7 +41,9 @@ from hf_vitmae.training.advice import advise
 from hf_vitmae.training.bad_images import BadImages
 from hf_vitmae.training.loop import Evaluator
 from hf_vitmae.training.loop_config import Best
+from hf_vitmae.visualize import attention_panel, feature_panel
 
+PANELS = {"attention": attention_panel, "features": feature_panel}
 NUM_PICTURES = 8  # rows of the panel that a run ends with
 NUM_REPORTS = 10  # of health, in a run that says nothing of them
 
@@ -106,6 +108,8 @@ class PretrainRecipe(TaskRecipe):
     knn_every: float = 0.0
     """Epochs between evaluations of how many held-out images have the class of their nearest
     training images; 0 is off. Labels are read for it, and `data.eval_share` draws by class then."""
+    pictures: tuple[Literal["attention", "features"], ...] = ()
+    """Drawn at each evaluation beside what the model predicts, into the run's samples/steps."""
     output_dir: Path = Path("runs/pretrain")
     """Folder of the run; the same command again resumes what is in it."""
 
@@ -120,6 +124,8 @@ class PretrainRecipe(TaskRecipe):
             raise ValueError(f"`knn_every` must be 0 or more epochs, got {self.knn_every}.")
         if self.health_every is not None and self.health_every < 0:
             raise ValueError(f"`health_every` must be 0 or more steps, got {self.health_every}.")
+        if self.pictures and self.shard:
+            raise ValueError("`pictures` are drawn by models that no other process holds parts of.")
         for field_name, default, objective in (
             ("mask_pattern", "random", "mae"),
             ("health_every", None, "mae"),
@@ -207,7 +213,8 @@ def _draw(
     if not images:
         return {}
     picture = objective.picture(model, images, processor, recipe.seed)
-    return {Path(objective.picture_name).stem: picture}
+    more = {name: PANELS[name](model, images, processor) for name in recipe.pictures}
+    return {Path(objective.picture_name).stem: picture, **more}
 
 
 def _tell(

@@ -166,7 +166,7 @@ class _Examination:
             results = {k: v for evaluate in due for k, v in evaluate(model).items()}
             pictures = self._draw(model) if self._is_evaluation(state) else {}
         state.evaluated_step = state.step
-        self.progress.trackers.show(pictures, state.step)
+        self.progress.show_pictures(pictures, state.step)
         if due:
             self.progress.record(state.record({**results, **_so_far(self.bad_images)}))
             self.keeper.note(results, state)
@@ -198,7 +198,7 @@ class _Examination:
         ]
 
     def _draw(self, model: nn.Module) -> Mapping[str, Image.Image]:
-        """Pictures for the trackers; the parts of a sharded model can only draw together."""
+        """Pictures of what it sees; the parts of a sharded model can only draw together."""
         draw = self.progress.trackers.pictures
         has_to = self.keeper.accelerator.is_main_process or is_sharded(self.model)
         return draw(model) if draw is not None and has_to else {}

@@ -5,6 +5,7 @@ screen.
 import sys
 from collections.abc import Mapping
 
+from PIL import Image
 from tqdm import tqdm
 
 from hf_vitmae.training.run_folder import RunFolder
@@ -58,6 +59,16 @@ class Progress:
             self.run.append_metrics(record)
             self.trackers.log(record)
             self.show(record)
+
+    def show_pictures(self, pictures: Mapping[str, Image.Image], step: int) -> None:
+        """What the model sees at an evaluation: to the run's folder and trackers."""
+        if self.silent:
+            return
+        try:
+            self.run.save_step_samples(pictures, step)
+        except OSError as error:  # a full disk: no picture is worth the run
+            self.say(f"The pictures of step {step} could not be written: {error.strerror}.")
+        self.trackers.show(pictures, step)
 
     def show(self, record: Mapping[str, float | str | None]) -> None:
         """A record on the screen: beside the bar if it is a step's, else as a line."""

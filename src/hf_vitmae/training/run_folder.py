@@ -1,8 +1,9 @@
 """The folder of one run: its recipe, its log, and where everything else lies.
 
 recipe.yaml (resolved), metrics.jsonl (one line a logged step), bad_images.jsonl (if there are any),
-checkpoints/, model/, samples/, tensorboard/ and trackers.json (what trackers have). The same
-command again finds the folder and resumes; a changed recipe is refused, field by field.
+checkpoints/, model/, samples/ (pictures of the end, and in steps/ of evaluations), tensorboard/ and
+trackers.json (what trackers have). The same command again finds the folder and resumes; a changed
+recipe is refused, field by field.
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ import yaml
 from PIL import Image
 
 from hf_vitmae.training.run_lock import LOCK_FILES
-from hf_vitmae.whole_or_absent import unfinished_path, write_whole
+from hf_vitmae.whole_or_absent import unfinished_path, whole_or_absent, write_whole
 
+STEPS = "steps"  # in `samples`: what evaluations drew
 FREE_FIELDS = frozenset(
     {
         "output_dir",
@@ -32,6 +34,7 @@ FREE_FIELDS = frozenset(
         "eval_every",
         "health_every",
         "knn_every",
+        "pictures",
         "checkpoint_every",
         "keep_checkpoints",
         "best_model",
@@ -110,6 +113,13 @@ class RunFolder:
         for path, picture in zip(paths, pictures.values(), strict=True):
             picture.save(path)
         return paths
+
+    def save_step_samples(self, pictures: Mapping[str, Image.Image], step: int) -> None:
+        """Write pictures as PNG into `samples/steps`, under their names and the step's."""
+        for name, picture in pictures.items():
+            place = self.samples / STEPS / f"{name}-{step:08d}.png"
+            with whole_or_absent(place) as unfinished:
+                picture.save(unfinished, format="PNG")
 
     def read_recipe(self) -> dict[str, Any]:
         """recipe.yaml as a dict, with the task's name under `task`.

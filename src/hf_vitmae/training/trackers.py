@@ -60,12 +60,13 @@ class Trackers:
 
     Args:
         names: as `find_trackers` gives them.
-        pictures: draws by name what the model sees; called at each evaluation, in its mode.
+        pictures: draws by name what the model sees; called at each evaluation, in its mode, also
+            without names: the run's folder gets the pictures too.
     """
 
     def __init__(self, names: Sequence[str] = (), pictures: Pictures | None = None) -> None:
         self.names = tuple(names)
-        self.pictures = pictures if names else None
+        self.pictures = pictures
         self._open: dict[str, GeneralTracker] = {}
         self._sent: dict[str, _Sent] = {}
         self._sent_file = Path(SENT)

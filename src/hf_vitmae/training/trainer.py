@@ -36,17 +36,24 @@ data set (`train_transform`). Fine-tuning a classifier:
         optimizers=(build_optimizer(model, config, effective_batch=64), None),
     )
 
-Pretraining, with a picture of what the model paints at every evaluation:
+Pretraining, with pictures of what the model paints and attends to at every evaluation:
 
-    from hf_vitmae.training.trainer import ReconstructionCallback
+    from functools import partial
 
-    callbacks = [ReconstructionCallback(pictures, processor)]
+    from hf_vitmae.training.trainer import PictureCallback, ReconstructionCallback
+    from hf_vitmae.visualize import attention_panel
+
+    attention = partial(attention_panel, images=pictures, processor=processor)
+    callbacks = [
+        ReconstructionCallback(pictures, processor),
+        PictureCallback(attention, "attention"),
+    ]
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -93,28 +100,21 @@ class MixingTrainer(Trainer):
             self.data_collator = mixing
 
 
-class ReconstructionCallback(TrainerCallback):
-    """Draws what a masked autoencoder makes of some images, at every evaluation.
+class PictureCallback(TrainerCallback):
+    """Draws something with the model at every evaluation.
 
-    The panel goes to `samples/step-<8 digits>.png` in the output folder, and into TensorBoard if
-    the `Trainer` reports to it, as the run `samples`. The patches that are hidden are the same at
-    every evaluation, and no random number of the training is used: a run with the callback takes
-    the same steps as one without. Where several processes hold one model in parts (FSDP, DeepSpeed)
-    nothing is drawn.
+    The picture goes to `samples/<name>-<8 digits>.png` in the output folder, and into TensorBoard
+    if the `Trainer` reports to it, as the run `samples`. Where several processes hold one model in
+    parts (FSDP, DeepSpeed) nothing is drawn.
 
     Args:
-        images: what the image processor takes: PIL images, arrays, tensors.
-        processor: None takes one of the model's geometry with default statistics.
-        seed: decides which patches are hidden.
+        draw: model -> picture, such as those of `hf_vitmae.visualize` with images given:
+            `partial(attention_panel, images=images, processor=processor)`.
+        name: of the file and in TensorBoard.
     """
 
-    def __init__(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        processor: VitMaeImageProcessor | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.images, self.processor, self.seed = images, processor, seed
+    def __init__(self, draw: Callable[[Any], Image.Image], name: str = "picture") -> None:
+        self.draw, self.name = draw, name
 
     def on_evaluate(
         self,
@@ -123,21 +123,43 @@ class ReconstructionCallback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Draw with the model as it is now.
-
-        Raises:
-            ValueError: if the model is no masked autoencoder.
-        """
+        """Draw with the model as it is now; raises what `draw` raises."""
         if not state.is_world_process_zero or is_in_parts(args):
             return
-        model = cast(VitMaeForPreTraining, kwargs["model"])
-        found = reconstruct(model, self.images, self.processor, seed=self.seed)
-        panel = reconstruction_panel(found)
+        picture = self.draw(kwargs["model"])
         folder = Path(args.output_dir or ".")
-        with whole_or_absent(folder / SAMPLES / f"step-{state.global_step:08d}.png") as unfinished:
-            panel.save(unfinished, format="PNG")
+        path = folder / SAMPLES / f"{self.name}-{state.global_step:08d}.png"
+        with whole_or_absent(path) as unfinished:
+            picture.save(unfinished, format="PNG")
         if "tensorboard" in (args.report_to or ()):
-            write_to_tensorboard(folder, panel, state.global_step)
+            write_to_tensorboard(folder, picture, state.global_step, self.name)
+
+
+class ReconstructionCallback(PictureCallback):
+    """Draws what a masked autoencoder makes of some images, at every evaluation.
+
+    The patches that are hidden are the same at every evaluation, and no random number of the
+    training is used: a run with the callback takes the same steps as one without.
+
+    Args:
+        images: what the image processor takes: PIL images, arrays, tensors.
+        processor: None takes one of the model's geometry with default statistics.
+        seed: decides which patches are hidden.
+
+    Raises:
+        ValueError: at an evaluation, if the model is no masked autoencoder.
+    """
+
+    def __init__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        processor: VitMaeImageProcessor | None = None,
+        seed: int = 0,
+    ) -> None:
+        def draw(model: VitMaeForPreTraining) -> Image.Image:
+            return reconstruction_panel(reconstruct(model, images, processor, seed=seed))
+
+        super().__init__(draw, "reconstruction")
 
 
 def is_in_parts(args: TrainingArguments) -> bool:
@@ -145,10 +167,10 @@ def is_in_parts(args: TrainingArguments) -> bool:
     return bool(args.fsdp) or args.deepspeed is not None
 
 
-def write_to_tensorboard(folder: Path, picture: Image.Image, step: int) -> None:
+def write_to_tensorboard(folder: Path, picture: Image.Image, step: int, name: str) -> None:
     """Add a picture to the logs that the `Trainer` of this output folder writes."""
     from torch.utils.tensorboard import SummaryWriter
 
     logs = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or folder / "runs").expanduser()
     with SummaryWriter(str(logs / SAMPLES)) as writer:
-        writer.add_image("reconstruction", np.asarray(picture), step, dataformats="HWC")
+        writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
