@@ -15,7 +15,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PICTURES = {
-    "first_look": 4,
+    "first_look": 6,
     "pretrain_your_folder": 3,
     "finetune_with_trainer": 3,
     "segmentation": 3,
