@@ -118,7 +118,6 @@ def _attentions(
     with evaluating(model), _weights_kept(model):
         output = model.base_model(
             pixel_values.to(model.device),
-            mask_ratio=0.0,
             interpolate_pos_encoding=interpolate,
             output_attentions=True,
         )

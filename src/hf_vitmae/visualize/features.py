@@ -73,7 +73,6 @@ def patch_features(
         found = [
             model.base_model(
                 part.to(model.device),
-                mask_ratio=0.0,
                 interpolate_pos_encoding=interpolate_pos_encoding,
             ).last_hidden_state[:, 1:]
             for part in pixel_values.split(BATCH_SIZE)

@@ -22,7 +22,7 @@ def image_features(model: VitMaePreTrainedModel, pixel_values: Tensor) -> Tensor
     """
     with evaluating(model):
         found = [
-            model.base_model(part.to(model.device), mask_ratio=0.0).last_hidden_state[:, 1:]
+            model.base_model(part.to(model.device)).last_hidden_state[:, 1:]
             for part in pixel_values.split(BATCH_SIZE)
         ]
     return torch.cat([part.float().mean(dim=1).cpu() for part in found])
