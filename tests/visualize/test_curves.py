@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_vitmae.visualize import curves, loss_curve
+from hf_vitmae.visualize import curves, loss_curve, metric_curves
 
 RECORDS = [
     {"step": 10, "loss": 1.0, "lr": 1e-3},
@@ -77,3 +77,27 @@ def test_without_matplotlib_the_mend_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"hf-vitmae\[viz\]"):
         curves.loss_curve(RECORDS)
+
+
+def test_small_plots_show_what_was_logged() -> None:
+    runs = {"a": [{"step": 1, "x_one": 1.0, "x_two": 3.0}, {"step": 2, "x_one": 2.0, "y": 5.0}]}
+    assert metric_curves(runs, {"never": ("z",)}) is None
+    one = metric_curves(runs, {"x": ("x_one", "x_two"), "never": ("z",)})
+    two = metric_curves(runs, {"x": ("x_one", "x_two"), "y": ("y",)})
+    assert one is not None and two is not None and one.size == two.size
+    assert np.asarray(one)[:, 420:700].min() == 255  # the second place stays empty
+    assert np.asarray(two)[:, 420:700].min() < 255
+    wider = metric_curves(runs, {str(n): ("x_one",) for n in range(4)})
+    assert wider is not None and wider.height == 2 * one.height
+
+
+def test_the_highest_learning_rate_of_any_run_is_in_the_picture() -> None:
+    low, high = ([{"step": s, "loss": 1.0, "lr": s * rate} for s in (0, 1)] for rate in (1, 5))
+    first, second = loss_curve({"a": low, "b": high}), loss_curve({"b": high, "a": low})
+    colors = [np.asarray(one.crop((0, 390, 800, 460))) for one in (first, second)]
+    widths = [
+        (np.abs(one - np.array(color)).sum(axis=-1) < 9).any(axis=0).sum()
+        for one, color in zip(colors, ([255, 127, 14], [31, 119, 180]), strict=True)
+    ]
+    assert widths[0] == pytest.approx(widths[1], abs=20)
+    assert min(widths) > 400  # the steep line goes on to the last step in both

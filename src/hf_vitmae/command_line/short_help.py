@@ -82,6 +82,11 @@ PAGES = {
         ),
         ("--kind", "--output", "--num-images", "--layer", "--gallery", "--mask-ratios"),
     ),
+    "report": Page(
+        "RUN... [FLAGS]",
+        ("hf-vitmae report runs/a", "hf-vitmae report runs/a runs/b --output compared.html"),
+        ("--output",),
+    ),
     "embed": Page(
         "MODEL SOURCE [FLAGS]",
         ("hf-vitmae embed runs/a/model ./photos --output features",),

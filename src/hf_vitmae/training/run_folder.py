@@ -194,7 +194,7 @@ def refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[str
             f"{path} is the folder of a {old['task']} and this is a {new['task']}; "
             "choose another --output-dir."
         )
-    before, now = dict(_leaves(old)), dict(_leaves(new))
+    before, now = dict(leaves(old)), dict(leaves(new))
     changes = [
         f"{name} was {before.get(name, 'not set')} and is now {now.get(name, 'not set')}"
         for name in [*now, *(before.keys() - now.keys())]
@@ -209,11 +209,11 @@ def refuse_changes(path: Path, old: dict, new: dict, free_fields: Collection[str
         )
 
 
-def _leaves(value: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of everything that is not a non-empty dict."""
     for key, item in value.items():
         if isinstance(item, dict) and item:
-            yield from _leaves(item, f"{prefix}{key}.")
+            yield from leaves(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
 

@@ -11,6 +11,7 @@ from hf_vitmae.visualize.color_prediction import color_predictions as color_pred
 from hf_vitmae.visualize.continuation import CONTINUATION_NOTE as CONTINUATION_NOTE
 from hf_vitmae.visualize.continuation import continuations as continuations
 from hf_vitmae.visualize.curves import loss_curve as loss_curve
+from hf_vitmae.visualize.curves import metric_curves as metric_curves
 from hf_vitmae.visualize.features import FeatureBasis as FeatureBasis
 from hf_vitmae.visualize.features import feature_panel as feature_panel
 from hf_vitmae.visualize.features import patch_features as patch_features
