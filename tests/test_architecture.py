@@ -19,7 +19,7 @@ MODELS = SOURCE / "models"
 PACKAGE_LAYERS: tuple[set[str], ...] = (
     {"models", "whole_or_absent"},
     {"convert", "data", "hub", "visualize"},
-    {"benchmarks"},
+    {"app", "benchmarks"},
     {"training"},
     {"tasks"},
     {"recipes"},

@@ -87,6 +87,11 @@ PAGES = {
         ("hf-vitmae report runs/a", "hf-vitmae report runs/a runs/b --output compared.html"),
         ("--output",),
     ),
+    "app": Page(
+        "MODEL [FLAGS]",
+        ("hf-vitmae app runs/a/model", "hf-vitmae app user/name --gallery ./photos"),
+        ("--port", "--host", "--gallery", "--gallery-images"),
+    ),
     "embed": Page(
         "MODEL SOURCE [FLAGS]",
         ("hf-vitmae embed runs/a/model ./photos --output features",),

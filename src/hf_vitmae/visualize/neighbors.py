@@ -60,8 +60,8 @@ def neighbor_panel(
         processor(list(images), return_tensors="pt")["pixel_values"].cpu()
         for images in (queries, gallery)
     )
-    similarity = _similarity(image_features(model, asked), image_features(model, known))  # (B, n)
-    values, places = similarity.sort(dim=1, descending=True, stable=True)
+    alike = similarity(image_features(model, asked), image_features(model, known))  # (B, n)
+    values, places = alike.sort(dim=1, descending=True, stable=True)
     rows = []
     for number, picture in enumerate(to_pictures(processor, asked)):
         nearest = to_pictures(processor, known[places[number, :k]])
@@ -71,7 +71,7 @@ def neighbor_panel(
     return picture_panel(rows, [SIMILARITY_NOTE], scale=scale)
 
 
-def _similarity(asked: Tensor, known: Tensor) -> Tensor:
+def similarity(asked: Tensor, known: Tensor) -> Tensor:
     """Cosines of centred features: (B, D), (n, D) -> (B, n)."""
     mean = known.mean(dim=0) if len(known) > 1 else 0
     normalize = nn.functional.normalize
