@@ -165,9 +165,11 @@ def test_a_bad_file_is_named(data: bytes, said: str) -> None:
 
 
 def test_images_with_a_range_keep_their_depth() -> None:
-    config = VitMaeConfig(**SIZES | {"num_channels": 1})
-    processor = VitMaeImageProcessor.for_model(config)
-    processor.value_range = (1000.0, 1255.0)
+    sizes: dict[str, Any] = SIZES | {"num_channels": 1}
+    config = VitMaeConfig(**sizes)
+    plain = VitMaeImageProcessor.for_model(config).to_dict()
+    processor = VitMaeImageProcessor.from_dict(plain, value_range=(1000.0, 1255.0))
+    assert isinstance(processor, VitMaeImageProcessor)
     torch.manual_seed(0)
     shown = Viewer(VitMaeForPreTraining(config), processor)
     stored = np.random.default_rng(0).integers(1000, 1255, (16, 24), dtype=np.uint16)

@@ -211,7 +211,7 @@ def test_files_of_the_server_stay_there(browser: Any, server: Server, tmp_path: 
 
 @pytest.mark.slow
 def test_only_this_machine_is_listened_to(server: Server) -> None:
-    addresses = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+    addresses = {str(info[4][0]) for info in socket.getaddrinfo(socket.gethostname(), None)}
     for address in addresses - {"127.0.0.1", "::1"}:
         with pytest.raises(OSError):
             socket.create_connection((address, server.port), timeout=2).close()

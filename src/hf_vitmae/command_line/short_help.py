@@ -116,7 +116,7 @@ PAGES = {
             "hf-vitmae push runs/a user/my-mae --license apache-2.0",
             "hf-vitmae push runs/a my-mae --organization lab --private",
         ),
-        ("--private", "--organization", "--revision", "--create-pr", "--message", "--license"),
+        ("--private", "--organization", "--revision", "--create-pr", "--license", "--with-space"),
     ),
     "stats": Page(
         "SOURCE [FLAGS]",

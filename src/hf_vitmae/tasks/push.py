@@ -26,12 +26,14 @@ from hf_vitmae.hub.push import (
     push_files,
     reported,
 )
+from hf_vitmae.hub.space import push_space
 from hf_vitmae.tasks.card import write_card
 from hf_vitmae.tasks.recipe import TaskRecipe
 from hf_vitmae.training.checkpoint import FILES, latest_good_checkpoint
 from hf_vitmae.training.run_folder import RunFolder
 
 CARD = "README.md"
+PRIVATE_SPACE = "; give it a secret HF_TOKEN that may read the model."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class PushRequest:
     """The run's newest checkpoint goes too, into last-checkpoint/, for --resume-from elsewhere."""
     license: str | None = None
     """Of the weights, as the Hub names it, such as apache-2.0; for the card."""
+    with_space: bool = False
+    """Make a Space of the same name too, a page on which visitors try the model."""
 
     def __post_init__(self) -> None:
         owners = [self.organization] if self.organization else []
@@ -69,6 +73,11 @@ class PushRequest:
             raise ValueError(
                 f"The repository is to be name or user/name, not {'/'.join(parts)!r}; an "
                 "organization goes before a name without an owner."
+            )
+        if self.with_space and (self.revision or self.create_pr):
+            raise ValueError(
+                "A Space shows the model of the default branch: leave out --with-space, or "
+                "--revision and --create-pr."
             )
         if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", self.license):
             raise ValueError(
@@ -97,6 +106,10 @@ def run(request: PushRequest) -> PushResult:
     )
     done = "is there already" if result.already_there else "is pushed"
     print(f"{request.folder} {done}: {result.url} (commit {result.commit[:8]}).")
+    if request.with_space:
+        repo_id, private = destination.repo_id, request.private
+        url = push_space(repo_id, api, private=private, license=request.license)
+        print(f"Its page to try it is {url}{PRIVATE_SPACE if private else '.'}")
     return result
 
 
