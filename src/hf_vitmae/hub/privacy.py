@@ -24,6 +24,8 @@ TOKENS = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\b(?:gh[opsu]_|github_pat_)\w{20,}|\bAKIA[0-9A-Z]{16}\b|"
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b\w+://[^\s/@:]+:[^\s/@]+@[\w.-]*"
 )
+MASKED = "[token]"
+_PICTURE_OR_TOKEN = re.compile(rf"(?P<picture>data:image/\w+;base64,[\w+/=]*)|(?:{TOKENS.pattern})")
 PATTERNS = {
     "a path": re.compile(
         rf"{_NOT_A_ROOT}/{_FOLDER}+(?:/{_FOLDER}+)+|{_NOT_A_ROOT}/(?:{_TOP_FOLDERS})\b|"
@@ -71,6 +73,13 @@ def _find(text: str) -> Iterator[str]:
     for kind, name in own_names():
         if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
             yield f"{kind} ({name})"
+
+
+def mask_tokens(text: str) -> str:
+    """A text with every token in it replaced, that of this machine too, and pictures left alone."""
+    if token := get_token():
+        text = text.replace(token, MASKED)
+    return _PICTURE_OR_TOKEN.sub(lambda found: found["picture"] or MASKED, text)
 
 
 def own_names() -> list[tuple[str, str]]:

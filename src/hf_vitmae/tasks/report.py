@@ -23,7 +23,7 @@ from hf_vitmae.hub.card_run import (
     machine_table,
     recipe_table,
 )
-from hf_vitmae.hub.privacy import TOKENS
+from hf_vitmae.hub.privacy import mask_tokens
 from hf_vitmae.tasks.card import read_record
 from hf_vitmae.tasks.doctor_run import open_run
 from hf_vitmae.training.advice import advise
@@ -35,7 +35,6 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 MOST_STEPS = 8  # panels of one kind that are shown, spread over the run
 MOST_BAD = 50  # images that could not be used
 WIDEST = 1200  # pixels of a picture in the file
-SECRET = "[token]"
 CURVES: Mapping[str, Sequence[str]] = {
     "accuracy": ("eval_accuracy", "eval_top_5_accuracy", "knn_accuracy"),
     "IoU and pixel accuracy": ("eval_mean_iou", "eval_pixel_accuracy"),
@@ -223,7 +222,7 @@ def render(pages: Sequence[RunPage]) -> str:
         curves=list(_curves({page.name: page.record.lines for page in pages})) if several else [],
         most_bad=MOST_BAD,
     )
-    return TOKENS.sub(SECRET, html)
+    return mask_tokens(html)
 
 
 def _named(folders: Sequence[RunFolder]) -> Iterator[tuple[str, RunFolder]]:
