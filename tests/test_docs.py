@@ -153,8 +153,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **small,
     )
     processor = VitMaeImageProcessor.for_model(config)
+    run = ["pretrain", "smoke", *FLAGS["pretrain"], "--output-dir", str(place / "runs" / "a")]
+    assert main(run) == 0
     made = {
-        "runs/a/model": VitMaeForPreTraining(config),
         "runs/demo/pretrain/model": VitMaeForPreTraining(config),
         "runs/first/model": VitMaeModel(config),
         "runs/b/model": VitMaeForImageClassification(config.with_fields(num_labels=3)),
