@@ -89,13 +89,16 @@ def test_the_panel_shows_input_prediction_and_error() -> None:
 
 @pytest.mark.slow  # some 15 seconds of training
 def test_a_planted_patch_is_found() -> None:
-    """In 8 pictures of 10 at least the patch from another picture has the highest score."""
-    model, planted, places = VitMaeForPreTraining(trainable_config()), *plant(clouds(10, 1))
+    """In 8 pictures of 10 at least the patch from another picture has the highest score.
+
+    Of 100, since now and then the patch is of the very colours that it hides.
+    """
+    model, planted, places = VitMaeForPreTraining(trainable_config()), *plant(clouds(100, 5))
     untrained = count_found(model, planted, places)
     train(model, clouds(2000, 0), steps=400)
     found = count_found(model, planted, places)
-    assert found >= 8
-    assert untrained <= 2
+    assert found >= 80
+    assert untrained <= 20
 
 
 def trainable_config() -> VitMaeConfig:
