@@ -18,6 +18,7 @@ from hf_vitmae import (
     VitMaeConfig,
     VitMaeForImageClassification,
     VitMaeForPreTraining,
+    VitMaeForSemanticSegmentation,
     VitMaeImageProcessor,
     VitMaeModel,
 )
@@ -159,6 +160,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "runs/demo/pretrain/model": VitMaeForPreTraining(config),
         "runs/first/model": VitMaeModel(config),
         "runs/b/model": VitMaeForImageClassification(config.with_fields(num_labels=3)),
+        "runs/s/model": VitMaeForSemanticSegmentation(config.with_fields(num_labels=3)),
     }
     for name, model in made.items():
         model.save_pretrained(place / name)

@@ -162,9 +162,15 @@ def _completion(shell: str = "bash") -> str:
     from hf_vitmae.command_line.flags import flags_of
 
     recipes = {verb: _recipes(verb) for verb in VERBS}
-    flags = {verb: [*flags_of(_command(verb, recipes[verb])), *SWITCHES] for verb in VERBS}
+    flags = {verb: flags_of(_command(verb, recipes[verb])) for verb in VERBS}
+    choices = {
+        verb: {flag.name: flag.choices for flag in known.values()} | dict.fromkeys(SWITCHES, ())
+        for verb, known in flags.items()
+    }
     try:
-        return script(PROGRAM, {verb: list(names) for verb, names in recipes.items()}, flags, shell)
+        return script(
+            PROGRAM, {verb: list(names) for verb, names in recipes.items()}, choices, shell
+        )
     except ValueError as error:
         raise CommandLineError(str(error)) from error
 
@@ -295,7 +301,7 @@ def _overview() -> str:
 {verbs}
 
 Every verb takes --quiet, --verbose and --json (the result alone, for programs; what people read
-goes to stderr). Completion of verbs, recipes and flags: eval "$({PROGRAM} completion bash)\"
+goes to stderr). Completion of verbs, recipes and flags: {PROGRAM} completion bash >> ~/.bashrc
 New here? `{PROGRAM} demo` takes some minutes; `{PROGRAM} doctor` looks at this machine."""
 
 

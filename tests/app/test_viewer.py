@@ -12,6 +12,7 @@ from hf_vitmae import (
     VitMaeConfig,
     VitMaeForImageClassification,
     VitMaeForPreTraining,
+    VitMaeForSemanticSegmentation,
     VitMaeImageProcessor,
     VitMaeModel,
 )
@@ -102,6 +103,28 @@ def test_a_classifier_tells_its_classes() -> None:
     assert seen.classes == pytest.approx(dict(zip(("cat", "dog", "owl"), shares, strict=True)))
     assert list(seen.classes.values()) == sorted(shares, reverse=True)
     assert list(seen.pictures) == ["Where it looks"]
+    numbers = viewer(VitMaeForImageClassification, problem_type="regression")
+    assert numbers.look(image).classes == {}
+
+
+def test_a_segmentation_model_tells_where_its_classes_are() -> None:
+    names = ["sky", "tree", "road", "roof"]
+    ids = {name: index for index, name in enumerate(names)}
+    labels: dict[str, Any] = {"id2label": dict(enumerate(names)), "label2id": ids}
+    shown = viewer(VitMaeForSemanticSegmentation, **labels)
+    seen = shown.look(shown.open(encoded(noise()), "noise.png"))
+    with torch.no_grad():
+        logits = shown.model.eval()(**shown.processor(noise(), return_tensors="pt")).logits
+    expected = logits[0].argmax(dim=0).numpy()  # (H, W)
+    assert np.unique(expected).size > 1
+    found = np.full(expected.shape, -1)
+    for where, name in seen.regions:
+        assert where.shape == (seen.picture.height, seen.picture.width)
+        assert (found[where[::16, ::16]] == -1).all()
+        found[where[::16, ::16]] = ids[name]
+    np.testing.assert_array_equal(found, expected)
+    areas = [where.sum() for where, _ in seen.regions]
+    assert areas == sorted(areas, reverse=True)
 
 
 def test_the_most_alike_come_first_and_bad_ones_are_left_out() -> None:

@@ -103,6 +103,10 @@ def test_bash_completes_verbs_recipes_and_flags(capsys: pytest.CaptureFixture):
     assert complete(script, PROGRAM, "pretrain", "mae-c") == ["mae-cpu"]
     assert complete(script, PROGRAM, "finetune", "x", "--optim.base") == ["--optim.base-lr"]
     assert complete(script, PROGRAM, "push", "run", "repo", "--q") == ["--quiet"]
+    assert complete(script, PROGRAM, "look", "model", "--kind", "a") == ["attention", "anomaly"]
+    assert complete(script, PROGRAM, "look", "") == complete(script, PROGRAM, "look", "m", "") == []
+    assert "--model" not in complete(script, PROGRAM, "look", "--")  # it has a place, no name
+    assert "--model" in complete(script, PROGRAM, "knn", "--")
 
 
 def test_other_shells(capsys: pytest.CaptureFixture):

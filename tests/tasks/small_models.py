@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hf_vitmae import VitMaeConfig, VitMaeForPreTraining, VitMaeImageProcessor
+from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,
@@ -19,10 +20,12 @@ SMALL: dict[str, Any] = {
 }
 
 
-def save_small_model(folder: Path, seed: int = 0) -> Path:
-    """A masked autoencoder of fresh weights, with its image processor."""
+def save_small_model(
+    folder: Path, seed: int = 0, kind: type[VitMaePreTrainedModel] = VitMaeForPreTraining
+) -> Path:
+    """A model of fresh weights, with its image processor."""
     torch.manual_seed(seed)
     config = VitMaeConfig(**SMALL)
-    VitMaeForPreTraining(config).save_pretrained(folder)
+    kind(config).save_pretrained(folder)
     VitMaeImageProcessor.for_model(config).save_pretrained(folder)
     return folder

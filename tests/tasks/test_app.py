@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_vitmae import VitMaeForImageClassification, VitMaeForSemanticSegmentation
 from hf_vitmae.cli import main
 from hf_vitmae.tasks.app import AppRequest
 
@@ -84,7 +85,7 @@ class Visitor:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self._follow(request.url, server.address))
         self.page.goto(server.address)
-        self.wait_for_other("")
+        self.page.locator("#where-it-looks img").wait_for(timeout=SECONDS * 1000)
 
     def _note(self, message: Any) -> None:
         if message.type == "error":
@@ -138,6 +139,7 @@ def test_a_visitor_uploads_draws_and_sees(browser: Any, server: Server, tmp_path
     visitor = Visitor(browser, server)
     page = visitor.page
     assert "tiny-mae" in page.inner_text("#title")
+    visitor.wait_for_other("")
     before = visitor.picture("what-it-paints")
     first = visitor.said()
     assert (
@@ -181,7 +183,7 @@ def test_a_bad_upload_gives_a_message(
     Image.effect_noise((90, 90), 90).save(bad)
     bad.write_bytes(b"just words" if kind == "text" else bad.read_bytes()[:600])
     visitor = Visitor(browser, server)
-    before = visitor.said()
+    before = visitor.wait_for_other("")
     visitor.upload(bad)
     visitor.page.get_by_text("holiday.png cannot be decoded").wait_for(timeout=SECONDS * 1000)
     assert visitor.said() == before
@@ -196,6 +198,34 @@ def test_a_phone_does_not_scroll_sideways(browser: Any, server: Server, tmp_path
     assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
     visitor.page.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert visitor.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (VitMaeForImageClassification, "#classes dt"),
+        (VitMaeForSemanticSegmentation, "#regions img, #regions button"),
+    ],
+)
+def test_fine_tuned_models_say_what_they_see(
+    kind: Any, part: str, browser: Any, tmp_path: Path
+) -> None:
+    server = Server(str(save_small_model(tmp_path / "fine-tuned", kind=kind)))
+    try:
+        visitor = Visitor(browser, server)
+        visitor.page.locator(part).first.wait_for(timeout=SECONDS * 1000)
+        before = visitor.page.locator("#where-it-looks img").get_attribute("src")
+        Image.effect_noise((90, 90), 90).save(tmp_path / "mine.png")
+        visitor.upload(tmp_path / "mine.png")
+        visitor.page.wait_for_function(
+            "src => document.querySelector('#where-it-looks img').src != src", arg=before
+        )
+        visitor.page.screenshot(path=tmp_path / "page.png", full_page=True)
+        assert not visitor.page.locator("#hide").is_visible()
+        assert visitor.errors == [] and visitor.elsewhere == []
+    finally:
+        server.stop()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_vitmae import VitMaeForImageClassification, VitMaeForSemanticSegmentation
 from hf_vitmae.cli import main
 from hf_vitmae.tasks.look import DRAW
 
@@ -16,6 +17,12 @@ from .small_models import save_small_model
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A masked autoencoder for images of 16 x 24 in patches of 4 x 8."""
     return str(save_small_model(tmp_path_factory.mktemp("models") / "small"))
+
+
+FINE_TUNED = {
+    "classes": VitMaeForImageClassification,
+    "segmentation": VitMaeForSemanticSegmentation,
+}
 
 
 def fails(capsys: pytest.CaptureFixture, code: int, *command: object) -> str:
@@ -31,6 +38,9 @@ def test_every_kind_draws_a_folder(
     kind: str, model: str, flat_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     output = tmp_path / "new" / "out.png"
+    if kind in FINE_TUNED:
+        model = str(save_small_model(tmp_path / "fine-tuned", kind=FINE_TUNED[kind]))
+        capsys.readouterr()
     images = [] if kind == "positions" else [str(flat_folder), "--num-images", "2"]
     gallery = ["--gallery", "emoji", "--gallery-images", "9"] if kind == "neighbors" else []
     command = ["look", model, *images, "--kind", kind, *gallery, "-o", str(output)]
@@ -63,6 +73,8 @@ def test_look_says_what_is_wrong(
     assert "x.txt is no name for a picture" in fails(capsys, 2, *base, "-o", "x.txt")
     assert "0 to 1, or -1 for the last; got 9" in fails(capsys, 1, *base, "--layer", "9")
     assert "name image files or a folder" in fails(capsys, 1, "look", model)
+    for kind, head in (("classes", "classifier"), ("segmentation", "segmentation head")):
+        assert f"has no trained {head}; name a model" in fails(capsys, 1, *base, "--kind", kind)
     assert "no image 'none.png'" in fails(capsys, 1, "look", model, "none.png")
     masks = [*base, "--kind", "masks", "--mask-ratios", "2.0"]
     assert "2.0" in fails(capsys, 1, *masks)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from hf_vitmae.cli import main
+from hf_vitmae.tasks.report import _by_layer
 
 from ..small import FAST
 
@@ -167,3 +168,18 @@ def test_what_is_no_run_is_named(
         error = capsys.readouterr().err
         assert str(folder) in error and said in error and error.count("\n") == 1
     assert not output.exists()
+
+
+def test_a_folder_is_no_file(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["report", str(runs[0]), "-o", str(tmp_path)]) == 2
+    assert f"is a folder; name the file: {tmp_path / 'report.html'}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_layer_has_a_curve_in_its_order() -> None:
+    name = "health_attention_distance_"
+    lines = [{"step": 1, "loss": 1.0, **{f"{name}{layer}": 1.0 for layer in range(1, 41)}}]
+    (found,) = _by_layer({"run": lines, "other": lines[:0]}).values()
+    assert found == [f"{name}{layer}" for layer in range(1, 41)]

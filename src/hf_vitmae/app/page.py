@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hf_vitmae.app.viewer import SIDE, Seen, Viewer
 from hf_vitmae.data.decoding.decode import BadImage
+from hf_vitmae.visualize import class_palette
+from hf_vitmae.visualize.answers import class_names
 
 MAX_UPLOAD = "20mb"
 DRAW = "what I draw"
@@ -24,6 +26,8 @@ CSS = """
   width: 100% !important; max-width: 1180px !important; margin: 0 auto !important;
 }
 #title h1 { margin-bottom: 0; }
+#examples .grid-wrap { overflow: hidden; }
+#examples .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)); }
 footer { display: none !important; }
 """
 
@@ -80,7 +84,7 @@ class _Inputs:
             [viewer.picture(image) for image in opened],
             show_label=False,
             columns=6,
-            height=96,
+            height=118,
             object_fit="contain",
             buttons=[],
             allow_preview=False,
@@ -91,7 +95,9 @@ class _Inputs:
         if viewer.has_decoder:
             self.editor = self._editor(viewer)
         else:
-            self.editor = gradio.Image(label="The image", interactive=False, elem_id="editor")
+            self.editor = gradio.Image(
+                label="The image", interactive=False, buttons=["fullscreen"], elem_id="editor"
+            )
         self.hide = gradio.Radio(
             [*HIDE, DRAW],
             value=next(iter(HIDE)),
@@ -150,6 +156,7 @@ class _Outputs:
                             elem_id=name.lower().replace(" ", "-"),
                         )
                     )
+        self.regions = self._regions(viewer)
         self.said = gradio.Markdown(elem_id="said")
         self.classes = gradio.Label(
             label="What it takes it for", visible=viewer.has_classes, elem_id="classes"
@@ -165,13 +172,29 @@ class _Outputs:
             elem_id="nearest",
         )
 
+    @staticmethod
+    def _regions(viewer: Viewer) -> gradio.AnnotatedImage:
+        names = class_names(viewer.config) if viewer.has_regions else []
+        colors = class_palette(max(1, len(names))).tolist()
+        return gradio.AnnotatedImage(
+            label="What it finds",
+            color_map={
+                name: "#{:02x}{:02x}{:02x}".format(*color)
+                for name, color in zip(names, colors, strict=False)
+            },
+            buttons=[],
+            visible=viewer.has_regions,
+            elem_id="regions",
+        )
+
     @property
     def parts(self) -> list[Any]:
-        return [*self.pictures, self.said, self.classes, self.nearest]
+        return [*self.pictures, self.regions, self.said, self.classes, self.nearest]
 
     def values(self, seen: Seen) -> list[Any]:
         pictures = [seen.pictures[name] for name in self.names]
-        return [*pictures, seen.said, dict(seen.classes) or None, list(seen.nearest)]
+        regions = (seen.picture, list(seen.regions)) if seen.regions else None
+        return [*pictures, regions, seen.said, dict(seen.classes) or None, list(seen.nearest)]
 
 
 class _Reactions:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from hf_vitmae.data.decoding.decode import BadImage, decode
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
-from hf_vitmae.models.modes import evaluating
+from hf_vitmae.models.modeling_vitmae import (
+    VitMaeForImageClassification,
+    VitMaeForSemanticSegmentation,
+    VitMaePreTrainedModel,
+)
 from hf_vitmae.visualize import (
     anomaly_maps,
     attention_rollout,
@@ -23,11 +26,17 @@ from hf_vitmae.visualize import (
     image_features,
     reconstruct,
 )
+from hf_vitmae.visualize.answers import (
+    class_names,
+    class_shares,
+    likeliest,
+    pixel_classes,
+    predicts_classes,
+)
 from hf_vitmae.visualize.neighbors import similarity
 from hf_vitmae.visualize.pictures import to_pictures
 
 SIDE = 384  # pixels that the longer side of a picture should get
-NUM_CLASSES = 5
 NUM_NEAREST = 6
 
 
@@ -43,14 +52,19 @@ class Seen:
     """What a model made of one image.
 
     Args:
+        picture: the image as the model gets it, enlarged.
         pictures: by what they show, in the order in which they are read.
         classes: probabilities of the likeliest classes by name; empty without a classifier.
+        regions: where each class is that some pixels have, bool (h, w), and what is said of it,
+            the largest first; empty for a model that is not for segmentation.
         nearest: the most alike images of the gallery and what is said of them, nearest first.
         said: how much was hidden, how far off the prediction was, how long all of it took.
     """
 
+    picture: Image.Image
     pictures: Mapping[str, Image.Image]
     classes: Mapping[str, float] = field(default_factory=dict)
+    regions: Sequence[tuple[np.ndarray, str]] = ()
     nearest: Sequence[tuple[Image.Image, str]] = ()
     said: str = ""
 
@@ -59,8 +73,8 @@ class Viewer:
     """A model that is shown one image after another.
 
     Args:
-        model: with a decoder it is shown to paint, with a classifier to classify; what any encoder
-            attends to is shown too.
+        model: with a decoder it is shown to paint, with a classifier to classify, with a head for
+            segmentation to find classes; what any encoder attends to is shown too.
         gallery: images to look for the nearest in; those that cannot be decoded are left out.
 
     Raises:
@@ -93,7 +107,11 @@ class Viewer:
 
     @property
     def has_classes(self) -> bool:
-        return hasattr(self.model, "classifier")
+        return hasattr(self.model, "classifier") and predicts_classes(self.config)
+
+    @property
+    def has_regions(self) -> bool:
+        return hasattr(self.model, "segmentation_head")
 
     @property
     def has_gallery(self) -> bool:
@@ -160,10 +178,11 @@ class Viewer:
             (expected,) = anomaly_maps(self.model, [image], self._sized)  # pyright: ignore[reportArgumentType]
             pictures["What it did not expect"] = expected.picture()
         classes = self._classes(pixel_values) if self.has_classes else {}
+        regions = self._regions(pixel_values) if self.has_regions else ()
         nearest = self._nearest(pixel_values) if self.has_gallery else ()
         said.append(f"{time.perf_counter() - start:.2f} s on {self.model.device.type.upper()}")
         large = {name: enlarged(one) for name, one in pictures.items()}
-        return Seen(large, classes, nearest, ", ".join(said))
+        return Seen(enlarged(picture), large, classes, regions, nearest, ", ".join(said))
 
     def _pixels(self, images: Sequence[Tensor]) -> Tensor:
         """Images of the model's size, normalised: -> (B, C, H, W)."""
@@ -175,14 +194,17 @@ class Viewer:
         return nn.functional.adaptive_max_pool2d(pixels, self.config.image_pair) > 0
 
     def _classes(self, pixel_values: Tensor) -> dict[str, float]:
-        with evaluating(self.model):
-            output: Any = self.model(pixel_values.to(self.model.device))
-        logits = output.logits[0].float().cpu()  # (classes,)
-        names: Any = self.config.id2label
-        shares = logits.softmax(dim=0)
-        values, places = shares.topk(min(NUM_CLASSES, len(shares)))
-        pairs = zip(places.tolist(), values.tolist(), strict=True)
-        return {str(names[place]): value for place, value in pairs}
+        model = cast(VitMaeForImageClassification, self.model)
+        return likeliest(class_shares(model, pixel_values)[0], class_names(self.config))
+
+    def _regions(self, pixel_values: Tensor) -> list[tuple[np.ndarray, str]]:
+        model = cast(VitMaeForSemanticSegmentation, self.model)
+        found = pixel_classes(model, pixel_values)[0]  # (H, W)
+        large = nn.functional.interpolate(found[None, None].float(), self.picture_size[::-1])
+        ids = large[0, 0].long().numpy()  # (h, w)
+        values, counts = np.unique(ids, return_counts=True)
+        names = class_names(self.config)
+        return [(ids == values[i], names[values[i]]) for i in np.argsort(-counts, kind="stable")]
 
     def _nearest(self, pixel_values: Tensor) -> list[tuple[Image.Image, str]]:
         alike = similarity(image_features(self.model, pixel_values), self._features)[0]  # (n,)

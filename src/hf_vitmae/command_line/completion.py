@@ -5,19 +5,22 @@ writes all there is to complete into one script that asks nobody.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 SHELLS = ("bash", "zsh")
 
 
 def script(
-    program: str, words: Mapping[str, Sequence[str]], flags: Mapping[str, Sequence[str]], shell: str
+    program: str,
+    words: Mapping[str, Sequence[str]],
+    flags: Mapping[str, Mapping[str, Sequence[str]]],
+    shell: str,
 ) -> str:
-    """The script to be read by the shell: `eval "$(hf-vitmae completion bash)"`.
+    """The script to be read by the shell: `hf-vitmae completion bash >> ~/.bashrc`.
 
     Args:
         words: verb -> recipes and the like, which come next after it.
-        flags: verb -> its flags.
+        flags: verb -> its flags, each with the words that it takes, where these are few.
 
     Raises:
         ValueError: for another shell.
@@ -25,16 +28,12 @@ def script(
     if shell not in SHELLS:
         raise ValueError(f"There is no completion for {shell!r}; choose from {', '.join(SHELLS)}.")
     name = f"_{program.replace('-', '_')}"
-    cases = "\n".join(
-        f"    {verb}) next={shlex.quote(' '.join(words.get(verb, ())))}; "
-        f"flags={shlex.quote(' '.join(flags[verb]))} ;;"
-        for verb in flags
-    )
+    cases = "\n".join(_case(verb, words.get(verb, ()), flags[verb]) for verb in flags)
     start = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     return f"""{start}{name}() {{
-  local word=${{COMP_WORDS[COMP_CWORD]}} next='' flags=''
+  local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} next='' flags=''
   if [ "$COMP_CWORD" = 1 ]; then
-    COMPREPLY=($(compgen -W {shlex.quote(" ".join(flags))} -- "$word"))
+    COMPREPLY=($(compgen -W {_quoted(flags)} -- "$word"))
     return
   fi
   case ${{COMP_WORDS[1]}} in
@@ -42,8 +41,24 @@ def script(
   esac
   case $word in
     -*) COMPREPLY=($(compgen -W "$flags" -- "$word")) ;;
-    *) [ "$COMP_CWORD" = 2 ] && COMPREPLY=($(compgen -W "$next" -- "$word")) ;;
+    *) COMPREPLY=($(compgen -W "$next" -- "$word")) ;;
   esac
 }}
 complete -o default -o bashdefault -F {name} {program}
 """
+
+
+def _case(verb: str, words: Sequence[str], flags: Mapping[str, Sequence[str]]) -> str:
+    """What comes next in a verb: after it, after a flag of few words, and else its flags."""
+    choices = "".join(
+        f"\n        {flag}) next={_quoted(few)} ;;" for flag, few in flags.items() if few
+    )
+    return f"""    {verb})
+      flags={_quoted(flags)}
+      case $before in{choices}
+        {verb}) next={_quoted(words)} ;;
+      esac ;;"""
+
+
+def _quoted(words: Iterable[str]) -> str:
+    return shlex.quote(" ".join(words))

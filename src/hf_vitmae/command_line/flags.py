@@ -11,7 +11,9 @@ import re
 import textwrap
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from tyro.conf import Positional
 
 
 class Flag(NamedTuple):
@@ -21,6 +23,8 @@ class Flag(NamedTuple):
     default: Any
     what: str
     """The first sentence of its docstring."""
+    choices: tuple[str, ...] = ()
+    """The values that it takes, where these are a few words."""
 
 
 def flags_of(command: Any) -> dict[str, Flag]:
@@ -30,19 +34,44 @@ def flags_of(command: Any) -> dict[str, Flag]:
 
 def _flags(command: Any, prefix: str) -> Iterator[Flag]:
     owner: Any = command if inspect.isclass(command) else type(command)
+    kinds = _kinds(owner)
     for field in dataclasses.fields(owner):
+        kind = kinds[field.name]
+        if _is_positional(kind):
+            continue
         default = _default(field) if inspect.isclass(command) else getattr(command, field.name)
         name = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(default):
             yield from _flags(default, f"{name}.")
         else:
-            yield Flag(name, default, first_sentence(_texts(owner).get(field.name, "")))
+            what = first_sentence(_texts(owner).get(field.name, ""))
+            yield Flag(name, default, what, tuple(dict.fromkeys(_words(kind))))
 
 
 def _default(field: dataclasses.Field) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return None if field.default is dataclasses.MISSING else field.default
+
+
+@cache
+def _kinds(owner: type) -> dict[str, Any]:
+    """The annotations of a dataclass by field, with what `Annotated` adds to them."""
+    return get_type_hints(owner, include_extras=True)
+
+
+def _is_positional(kind: Any) -> bool:
+    """Whether tyro takes a field by its place and not by a name."""
+    return any(mark is Positional for mark in getattr(kind, "__metadata__", ()))
+
+
+def _words(kind: Any) -> Iterator[str]:
+    """The texts of every `Literal` in an annotation."""
+    if get_origin(kind) is Literal:
+        yield from (word for word in get_args(kind) if isinstance(word, str))
+    else:
+        for part in get_args(kind):
+            yield from _words(part)
 
 
 @cache

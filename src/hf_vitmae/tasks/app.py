@@ -15,6 +15,7 @@ from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.modeling_vitmae import (
     VitMaeForImageClassification,
     VitMaeForPreTraining,
+    VitMaeForSemanticSegmentation,
     VitMaeModel,
     VitMaePreTrainedModel,
 )
@@ -27,6 +28,7 @@ MAX_PIXELS = 2**24  # of what a browser sends back after drawing
 KINDS: dict[str, tuple[type[VitMaePreTrainedModel], str]] = {
     "VitMaeForPreTraining": (VitMaeForPreTraining, "Masked autoencoder"),
     "VitMaeForImageClassification": (VitMaeForImageClassification, "Image classifier"),
+    "VitMaeForSemanticSegmentation": (VitMaeForSemanticSegmentation, "Segmentation model"),
 }
 
 

@@ -122,6 +122,22 @@ def load_autoencoder(name: str, config: VitMaeConfig) -> VitMaeForPreTraining:
     return model
 
 
+def load_fine_tuned(model_class: type[Model], name: str, config: VitMaeConfig) -> Model:
+    """A checkpoint of fine-tuning, with the head that it learned.
+
+    Raises:
+        ValueError: as `load_model`, or if some of the head is not in the checkpoint.
+    """
+    model, new, _ = load_model(model_class, name, config)
+    if new:
+        stored = (config.architectures or ["a model without a head"])[0]
+        raise ValueError(
+            f"{name} ({stored}) has no trained {' and '.join(sorted(new)).replace('_', ' ')}; name "
+            f"a model that was fine-tuned as {model_class.__name__}."
+        )
+    return model
+
+
 def _load(
     model_class: type[Model], name: str, config: VitMaeConfig, **options: Any
 ) -> tuple[Model, set[str], list[str]]:

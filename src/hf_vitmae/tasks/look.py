@@ -11,10 +11,17 @@ from torch import Tensor
 
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
-from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining, VitMaeModel
+from hf_vitmae.models.modeling_vitmae import (
+    VitMaeForImageClassification,
+    VitMaeForPreTraining,
+    VitMaeForSemanticSegmentation,
+    VitMaeModel,
+)
 from hf_vitmae.tasks.checkpoints import (
+    Model,
     load_autoencoder,
     load_config,
+    load_fine_tuned,
     load_model,
     load_processor,
     on_device,
@@ -29,14 +36,25 @@ from hf_vitmae.visualize import (
     anomaly_maps,
     anomaly_panel,
     attention_panel,
+    class_panel,
     feature_panel,
     mask_sweep,
     neighbor_panel,
     position_panel,
+    segmentation_panel,
 )
 from hf_vitmae.visualize.sweep import RATIOS
 
-Kind = Literal["attention", "features", "neighbors", "masks", "anomaly", "positions"]
+Kind = Literal[
+    "attention",
+    "features",
+    "neighbors",
+    "masks",
+    "anomaly",
+    "positions",
+    "classes",
+    "segmentation",
+]
 Pattern = Literal["random", "block", "grid"]
 
 
@@ -58,7 +76,8 @@ class LookRequest:
     """attention: of each head, and rolled out over all layers. features: like patches in like
     colours. neighbors: the nearest images of a gallery. masks: more and more hidden, and what a
     masked autoencoder makes of it. anomaly: each patch as it was predicted, and where that was
-    wrong. positions: how alike the places in the model's table are (without images)."""
+    wrong. positions: how alike the places in the model's table are (without images). classes,
+    segmentation: what a fine-tuned model says of an image, or of each of its pixels."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     """Where the picture goes; KIND.png by default."""
     num_images: int = NUM_IMAGES
@@ -128,6 +147,9 @@ class _Shown:
     def autoencoder(self) -> VitMaeForPreTraining:
         return on_device(load_autoencoder(self.request.model, self.config))
 
+    def fine_tuned(self, kind: type[Model]) -> Model:
+        return on_device(load_fine_tuned(kind, self.request.model, self.config))
+
 
 def run(request: LookRequest) -> Path:
     """Write the picture and return where it is; an image that cannot be decoded is named instead.
@@ -191,6 +213,16 @@ def _positions(shown: _Shown) -> Image.Image:
     return position_panel(shown.encoder())
 
 
+def _classes(shown: _Shown) -> Image.Image:
+    model = shown.fine_tuned(VitMaeForImageClassification)
+    return class_panel(model, shown.images, shown.processor)
+
+
+def _segmentation(shown: _Shown) -> Image.Image:
+    model = shown.fine_tuned(VitMaeForSemanticSegmentation)
+    return segmentation_panel(model, shown.images, shown.processor)
+
+
 DRAW: Mapping[Kind, Callable[[_Shown], Image.Image]] = {
     "attention": _attention,
     "features": _features,
@@ -198,4 +230,6 @@ DRAW: Mapping[Kind, Callable[[_Shown], Image.Image]] = {
     "masks": _masks,
     "anomaly": _anomaly,
     "positions": _positions,
+    "classes": _classes,
+    "segmentation": _segmentation,
 }

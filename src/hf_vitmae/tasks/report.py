@@ -56,10 +56,8 @@ CURVES: Mapping[str, Sequence[str]] = {
         "health_prediction_spread_patches",
     ),
     "health: use of positions": ("health_position_use",),
-    "health: attention distance (pixels), by layer": tuple(
-        f"health_attention_distance_{layer}" for layer in range(1, 33)
-    ),
 }
+BY_LAYER = {"health: attention distance (pixels), by layer": "health_attention_distance_"}
 COMPARED = ("loss", "eval_loss", "eval_accuracy", "eval_mean_iou", "images_per_second")
 
 
@@ -68,7 +66,7 @@ class ReportRequest:
     """Write one HTML file with everything that a run recorded; of several runs, side by side.
 
     Raises:
-        ValueError: if no run is named.
+        ValueError: if no run is named, or the file would take a folder's place.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
@@ -79,6 +77,8 @@ class ReportRequest:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ValueError("No run given; name the --output-dir of one or more.")
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} is a folder; name the file: {self.path / 'report.html'}")
 
     @property
     def path(self) -> Path:
@@ -250,8 +250,21 @@ def _curves(
     with suppress(ValueError):  # nothing was logged yet
         losses = next(iter(runs.values())) if len(runs) == 1 else dict(runs)
         yield Shown("loss and learning rate", _uri(loss_curve(losses, baselines=baselines)))
-    if (curves := metric_curves(runs, CURVES)) is not None:
+    if (curves := metric_curves(runs, {**CURVES, **_by_layer(runs)})) is not None:
         yield Shown("what else was logged", _uri(curves))
+
+
+def _by_layer(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:
+    """The metrics that each layer has, the first layer first."""
+    known = {key for lines in runs.values() for line in lines for key in line}
+    return {
+        title: sorted((key for key in known if key.startswith(start)), key=_layer)
+        for title, start in BY_LAYER.items()
+    }
+
+
+def _layer(key: str) -> int:
+    return int(key.rpartition("_")[2])
 
 
 def _differences(pages: Sequence[RunPage]) -> dict[str, list[str]]:

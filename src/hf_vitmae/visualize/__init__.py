@@ -3,6 +3,8 @@
 from hf_vitmae.visualize.anomaly import AnomalyMap as AnomalyMap
 from hf_vitmae.visualize.anomaly import anomaly_maps as anomaly_maps
 from hf_vitmae.visualize.anomaly import anomaly_panel as anomaly_panel
+from hf_vitmae.visualize.answers import class_panel as class_panel
+from hf_vitmae.visualize.answers import segmentation_panel as segmentation_panel
 from hf_vitmae.visualize.attention import attention_maps as attention_maps
 from hf_vitmae.visualize.attention import attention_panel as attention_panel
 from hf_vitmae.visualize.attention import attention_rollout as attention_rollout
