@@ -48,6 +48,7 @@ RECIPE_TABLES = {
     "finetune": ("FINETUNE", "SEGMENT"),
     "linear-probe": ("LINEAR_PROBE",),
 }
+COLORS = re.compile(r"\x1b\[[0-9;]*m")
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError, MemoryError)
 
 
@@ -255,13 +256,19 @@ def _by_epochs(recipe: Any) -> Any:
 
 @contextlib.contextmanager
 def _one_line_errors(verb: str) -> Iterator[None]:
-    """Turn tyro's framed message, or a recipe's `ValueError`, into one `CommandLineError`."""
-    message = io.StringIO()
+    """Turn tyro's framed message, or a recipe's `ValueError`, into one `CommandLineError`.
+
+    tyro colours what it says wherever stdout is a terminal; with NO_COLOR (https://no-color.org) it
+    writes its help where there is none.
+    """
+    message, page = io.StringIO(), io.StringIO()
+    plain = contextlib.redirect_stdout(page) if os.environ.get("NO_COLOR") else None
     try:
-        with contextlib.redirect_stderr(message):
+        with contextlib.redirect_stderr(message), plain or contextlib.nullcontext():
             yield
     except SystemExit as error:
         if not error.code:
+            print(page.getvalue(), end="")
             raise
         raise CommandLineError(_unframe(message.getvalue(), verb)) from None
     except ValueError as error:
@@ -271,7 +278,7 @@ def _one_line_errors(verb: str) -> Iterator[None]:
 def _unframe(text: str, verb: str) -> str:
     """What tyro's frame says, what it suggests, and a pointer to the help, on one line."""
     sections: list[list[str]] = [[]]
-    for line in text.splitlines()[1:]:  # the first is the frame's top, with a title
+    for line in COLORS.sub("", text).splitlines()[1:]:  # the first has the frame's title
         words = line.strip("│╰╯|+ ")
         if words.strip("─-"):
             sections[-1].append(words)

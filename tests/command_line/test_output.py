@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,3 +88,42 @@ def test_from_python_a_dry_run_is_an_exception_with_the_plan(tmp_path: Path):
     recipe = replace(PRETRAIN["smoke"](), dry_run=True, output_dir=tmp_path / "run")
     with pytest.raises(DryRun, match="Nothing was trained"):
         pretrain(recipe)
+
+
+def pretend_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make stdout say that it is a terminal with colours."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--kind", "atention"], "invalid choice 'atention' for argument '--kind'"),
+        (["--knd", "masks"], "Unrecognized options: --knd, masks. Did you mean --kind?"),
+        (["--k", "many"], "--k"),
+    ],
+)
+def test_an_error_is_one_plain_line_on_a_terminal_too(
+    wrong: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pretend_terminal(monkeypatch)
+    assert main(["look", "model", "photo.jpg", *wrong]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hf-vitmae look: ") and said in line and line.isprintable()
+    assert not set(line) & set("│╭╮╰╯─")
+
+
+def test_no_color_takes_the_colours_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pretend_terminal(monkeypatch)
+    pages = {}
+    for wanted in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", wanted)
+        with pytest.raises(SystemExit, match="0"):
+            main(["look", "--help-all"])
+        pages[wanted] = capsys.readouterr().out
+    assert "\x1b[" in pages[""] and "\x1b[" not in pages["1"]
+    assert re.sub(r"\x1b\[[0-9;]*m", "", pages[""]) == pages["1"]

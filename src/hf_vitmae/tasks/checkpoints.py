@@ -46,7 +46,8 @@ def load_config(name: str) -> VitMaeConfig:
         raise FileNotFoundError(f"{name} holds no model (no config.json); {mend}")
     place, revision = _at_revision(name)
     try:
-        config = AutoConfig.from_pretrained(place, **revision)
+        with quiet_transformers():  # without a network the Hub's client tells of each attempt
+            config = AutoConfig.from_pretrained(place, **revision)
     except (OSError, ValueError) as error:
         if folder.is_dir():
             raise ValueError(f"{name}/config.json cannot be used: {first_line(error)}") from error
