@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -157,6 +158,16 @@ def test_the_file_lies_in_the_run(runs: list[Path], capsys: pytest.CaptureFixtur
     assert str(runs[1] / "report.html") in capsys.readouterr().out
     assert Page(runs[1] / "report.html").texts
     (runs[1] / "report.html").unlink()
+
+
+def test_what_the_task_is_about_stands_first(runs: list[Path], tmp_path: Path) -> None:
+    run = copy(runs[0], tmp_path / "run")
+    for path in [*run.glob("samples/reconstruction.png"), *run.glob("samples/steps/*.png")]:
+        shutil.copy(path, path.with_name(path.name.replace("reconstruction", "attention")))
+    texts = report(run, "-o", tmp_path / "page.html").texts
+    assert texts.index("reconstruction") < texts.index("attention")
+    over_time = [text for text in texts if text.endswith(", evaluation by evaluation")]
+    assert [text.split(",")[0] for text in over_time] == ["Reconstruction", "Attention"]
 
 
 def test_what_is_no_run_is_named(

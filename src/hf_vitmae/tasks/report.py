@@ -57,6 +57,7 @@ CURVES: Mapping[str, Sequence[str]] = {
     ),
     "health: use of positions": ("health_position_use",),
 }
+BESIDES = ("attention", "features")  # `pictures` of a recipe
 BY_LAYER = {"health: attention distance (pixels), by layer": "health_attention_distance_"}
 COMPARED = ("loss", "eval_loss", "eval_accuracy", "eval_mean_iou", "images_per_second")
 
@@ -170,14 +171,14 @@ class RunPage:
     @property
     def pictures(self) -> list[Shown]:
         """Those of the end of the run, but for curves, which are drawn anew."""
-        paths = sorted(self.run.samples.glob("*.png"))
+        paths = sorted(self.run.samples.glob("*.png"), key=_rank)
         return list(_pictures({path.stem: path for path in paths if path.stem != "loss_curve"}))
 
     @property
     def over_time(self) -> dict[str, list[Shown]]:
         """Pictures of evaluations by their names, oldest first."""
         found: dict[str, dict[str, Path]] = {}
-        for path in sorted((self.run.samples / STEPS).glob("*.png")):
+        for path in sorted((self.run.samples / STEPS).glob("*.png"), key=_rank):
             name, _, step = path.stem.rpartition("-")
             if name and step.isdigit():
                 found.setdefault(name, {})[f"step {int(step):,}"] = path
@@ -288,6 +289,11 @@ def _compared(pages: Sequence[RunPage]) -> dict[str, list[str]]:
         for name, values in table.items()
         if any(value is not None for value in values)
     }
+
+
+def _rank(path: Path) -> tuple[bool, str]:
+    """By name, what the task is about before what was asked for besides."""
+    return path.stem.split("-")[0] in BESIDES, path.name
 
 
 def _spread(paths: Mapping[str, Path]) -> dict[str, Path]:
