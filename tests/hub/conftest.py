@@ -1,4 +1,4 @@
-"""The test Hub, started once, and a client in this process that may reach it."""
+"""A client in this process that may reach the test Hub, by LFS or by xet, and pushes to it."""
 
 import os
 from collections.abc import Iterator
@@ -15,13 +15,6 @@ from .client import TOKEN, Hub
 
 pytest.register_assert_rewrite(f"{__package__}.pushing")
 from .pushing import FILES, HASTY, NUM_BYTES, Push  # noqa: E402
-
-
-@pytest.fixture(scope="session")
-def running_hub() -> Iterator[Hub]:
-    """The process of the Hub."""
-    with Hub() as hub:
-        yield hub
 
 
 @pytest.fixture

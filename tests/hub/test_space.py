@@ -2,13 +2,11 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import close_session
 
 from hf_vitmae.cli import main
 from hf_vitmae.hub.push import Patience
@@ -29,19 +27,6 @@ app.launch = tell
 runpy.run_path(sys.argv[1], run_name="__main__")
 """
 QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.01)
-
-
-@pytest.fixture(scope="module")
-def running_hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    running_hub.reach_from_here(monkeypatch)
-    yield running_hub
-    close_session()
 
 
 def log(hub: Hub, name: str) -> list[dict[str, Any]]:

@@ -1,13 +1,12 @@
 """`model.push_to_hub` leaves a repository that has a card and opens again."""
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, close_session
+from huggingface_hub import ModelCard
 
 from hf_vitmae.hub.card_kinds import KINDS
 from hf_vitmae.hub.card_push import push_model
@@ -21,27 +20,6 @@ pytestmark = pytest.mark.filterwarnings(SENDING)
 CODE = {"configuration_vitmae.py", "modeling_vitmae.py"}
 
 
-@pytest.fixture(scope="module")
-def running_hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub without faults that this process may reach."""
-    running_hub.reach_from_here(monkeypatch)
-    # transformers keeps the Hub of its first question, which may be that of another module.
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-    yield running_hub
-    close_session()
-
-
-def new_name(hub: Hub) -> str:
-    """An id that no other module's Hub gives: all share one cache."""
-    return f"{hub.new_name()}-pushed"
-
-
 def ours(hub: Hub, name: str) -> list[dict]:
     """The commits of a repository that hold more than what the Hub itself put there."""
     return [row for row in hub.pushes(name) if set(row["visible"]) != {".gitattributes"}]
@@ -50,7 +28,7 @@ def ours(hub: Hub, name: str) -> list[dict]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_class_is_pushed_with_a_card(hub: Hub, kind: str) -> None:
     model = getattr(modeling_vitmae, kind)(tiny_config()).eval()
-    name = new_name(hub)
+    name = hub.new_name()
     assert model.push_to_hub(name, tags=["emoji", "vit"]).endswith(name)
     (row,) = ours(hub, name)
     assert set(row["visible"]) >= {"README.md", "config.json", "model.safetensors"} | CODE
@@ -65,7 +43,7 @@ def test_every_class_is_pushed_with_a_card(hub: Hub, kind: str) -> None:
 
 
 def test_a_card_that_is_there_stays(hub: Hub) -> None:
-    name = new_name(hub)
+    name = hub.new_name()
     hub.api.create_repo(name)
     text = "---\nlicense: mit\n---\nWritten by hand.\n"
     hub.api.upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id=name)
@@ -79,26 +57,26 @@ def test_a_card_that_is_there_stays(hub: Hub) -> None:
 
 
 def test_where_it_goes(hub: Hub) -> None:
-    model, name = VitMaeModel(tiny_config()), new_name(hub)
+    model, name = VitMaeModel(tiny_config()), hub.new_name()
     push = partial(push_model, model, token=TOKEN)
     push(name, private=True)
     assert hub.api.model_info(name).private
     push(name, revision="other")
     assert "README.md" in hub.api.list_repo_files(name, revision="other")
-    owner, bare = new_name(hub).split("/")
+    owner, bare = hub.new_name().split("/")
     push(bare)
     assert hub.api.file_exists(f"{owner}/{bare}", "README.md")
 
 
 def test_large_weights_go_in_parts(hub: Hub) -> None:
-    model, name = VitMaeModel(tiny_config()), new_name(hub)
+    model, name = VitMaeModel(tiny_config()), hub.new_name()
     push_model(model, name, max_shard_size="8KB")
     assert "model.safetensors.index.json" in hub.api.list_repo_files(name)
     VitMaeModel.from_pretrained(name)
 
 
 def test_a_path_in_the_configuration_is_refused(hub: Hub, tmp_path: Path) -> None:
-    model, name = VitMaeModel(tiny_config()), new_name(hub)
+    model, name = VitMaeModel(tiny_config()), hub.new_name()
     model.config.id2label = {0: "/home/bob.secret/cats"}
     model.config.label2id = {"/home/bob.secret/cats": 0}
     with pytest.raises(ValueError, match="it holds a path"):

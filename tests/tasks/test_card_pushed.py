@@ -4,14 +4,13 @@ come in; and an adapter's card is that of an adapter, and its code runs.
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard, close_session
+from huggingface_hub import ModelCard
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from transformers import ViTConfig, ViTForImageClassification
@@ -33,27 +32,6 @@ PEFT = "ignore:.is_gradient_checkpointing. is dep:FutureWarning"
 pytestmark = [pytest.mark.filterwarnings(SENDING), pytest.mark.filterwarnings(PEFT)]
 USER, HOST, SECRET = "bobsecret", "bobs-laptop-42", "hf_" + "Abcd1234" * 4
 KINDS = ("pretrain", "finetune", "linear-probe", "converted", "adapter")
-
-
-@pytest.fixture(scope="module")
-def running_hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub without faults that this process may reach."""
-    running_hub.reach_from_here(monkeypatch)
-    # transformers keeps the Hub of its first question, which may be that of another module.
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-    yield running_hub
-    close_session()
-
-
-def new_name(hub: Hub) -> str:
-    """An id that no other module's Hub gives: all share one cache."""
-    return f"{hub.new_name()}-card"
 
 
 def write_telling_images(root: Path) -> Path:
@@ -113,7 +91,7 @@ def test_nothing_private_arrives(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, name = telling_runs[kind], new_name(hub)
+    folder, name = telling_runs[kind], hub.new_name()
     monkeypatch.setattr("socket.gethostname", lambda: HOST)
     monkeypatch.setattr("getpass.getuser", lambda: USER)
     assert main(["push", str(folder), name]) == 0
@@ -152,7 +130,7 @@ def test_a_picture_that_tells_too_much_is_refused(
     (tmp_path / "model/samples").mkdir()
     picture = tmp_path / "model/samples/a.png"
     Image.new("RGB", (4, 4)).save(picture, exif=exif, pnginfo=notes)
-    name = new_name(hub)
+    name = hub.new_name()
     assert main(["push", str(tmp_path / "model"), name]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "a.png is not pushed, it holds a path (/home/bob.secret)" in said
@@ -162,7 +140,7 @@ def test_a_picture_that_tells_too_much_is_refused(
 def test_the_card_of_an_adapter_opens_it(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, name = new_name(hub), new_name(hub)
+    base, name = hub.new_name(), hub.new_name()
     torch.manual_seed(0)
     pretrained = VitMaeForPreTraining(tiny_config()).eval()
     push_model(pretrained, base)
@@ -207,7 +185,7 @@ def test_the_base_of_an_adapter_in_a_folder_is_not_named_by_its_path(
     add_adapters(model, 2)
     processor = VitMaeImageProcessor.for_model(model.config)
     save_adapter(tmp_path / "adapter", model, processor, str(tmp_path / "bob.secret/base"))
-    name = new_name(hub)
+    name = hub.new_name()
     assert main(["push", str(tmp_path / "adapter"), name]) == 0
     card: Any = ModelCard.load(name)
     assert "base_model" not in card.data.to_dict() and 'base = "path/to/base"' in card.content
@@ -232,7 +210,7 @@ def test_without_a_licence_the_card_says_so(hub: Hub, tmp_path: Path) -> None:
 
 def push_small(hub: Hub, root: Path, *flags: str) -> str:
     """Push a model's folder: -> where to."""
-    model, name = VitMaeForPreTraining(tiny_config()), new_name(hub)
+    model, name = VitMaeForPreTraining(tiny_config()), hub.new_name()
     save_model(root / "model", model, VitMaeImageProcessor.for_model(model.config))
     assert main(["push", str(root / "model"), name, *flags]) == 0
     return name

@@ -5,14 +5,13 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard, close_session
+from huggingface_hub import ModelCard
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_vitmae import VitMaeForPreTraining
@@ -46,20 +45,6 @@ assert torch.equal(model(saved["images"]).last_hidden_state, saved["expected"])
 assert AutoImageProcessor.from_pretrained(name, **options).image_mean == [0.5] * 3
 print("it opened")
 """
-
-
-@pytest.fixture(scope="module")
-def running_hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hub without faults that this process may reach."""
-    running_hub.reach_from_here(monkeypatch)
-    yield running_hub
-    close_session()
 
 
 @pytest.fixture

@@ -33,12 +33,6 @@ RUN = ["pretrain", "smoke", *FAST]
 CLOCK = ("images_per_second", "data_wait", "seconds")
 
 
-@pytest.fixture(scope="module")
-def running_hub() -> Iterator[Hub]:
-    with Hub() as hub:
-        yield hub
-
-
 @pytest.fixture
 def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A Hub without faults that this process and its children may reach."""
