@@ -1,6 +1,7 @@
 """What the page shows is what the package's own functions give, of whatever file comes in."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -201,3 +202,17 @@ def test_images_with_a_range_keep_their_depth() -> None:
     expected = processor(Image.fromarray(stored), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(shown._pixels([image]), expected)
     assert len(shown.look(image).pictures) == 4
+
+
+def test_visitors_at_the_same_time_see_what_one_alone_sees() -> None:
+    """A look changes the model for a while: how it attends, and its mode."""
+    shown = viewer()
+    shown.model.train()
+    images = [shown.open(encoded(noise(seed=seed)), "noise.png") for seed in range(4)] * 8
+    alone = [shown.look(image).pictures for image in images[:4]]
+    with ThreadPoolExecutor(8) as pool:
+        together = [seen.pictures for seen in pool.map(shown.look, images)]
+    for number, pictures in enumerate(together):
+        assert pictures == alone[number % 4]
+    assert shown.model.training
+    assert shown.model.config._attn_implementation == viewer().model.config._attn_implementation

@@ -1,6 +1,7 @@
 """What a page shows of one image, without the page."""
 
 import copy
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -70,7 +71,7 @@ class Seen:
 
 
 class Viewer:
-    """A model that is shown one image after another.
+    """A model that is shown one image after another, by any number of threads.
 
     Args:
         model: with a decoder it is shown to paint, with a classifier to classify, with a head for
@@ -88,6 +89,7 @@ class Viewer:
         gallery: Sequence[GalleryImage] = (),
     ) -> None:
         self.model, self.config = model, model.config
+        self._looking = threading.Lock()  # a look changes the model's mode for a while
         self.processor = processor
         self._sized = copy.deepcopy(processor)  # for images that have the model's size already
         self._sized.do_resize, self._sized.value_range = False, None
@@ -157,6 +159,12 @@ class Viewer:
         Raises:
             ValueError: if the ratio or pattern does not exist.
         """
+        with self._looking:
+            return self._look(image, mask_ratio, pattern, drawn, seed)
+
+    def _look(
+        self, image: Tensor, mask_ratio: float, pattern: str, drawn: np.ndarray | None, seed: int
+    ) -> Seen:
         start = time.perf_counter()
         pixel_values = self._pixels([image])  # (1, C, H, W)
         pictures: dict[str, Image.Image] = {}
