@@ -136,6 +136,11 @@ def test_the_most_alike_come_first_and_bad_ones_are_left_out() -> None:
     picture, said = seen.nearest[0]
     assert said == "1.00 class 4"
     assert picture.tobytes() == shown.picture(shown.open(gallery[4].encoded, "")).tobytes()
+    some = shown.some_of_gallery(4)
+    known = [shown.open(one.encoded, "") for one in gallery]
+    places = [next(i for i, image in enumerate(known) if image.equal(one)) for one in some]
+    assert places == [0, 2, 4, 6] and len(shown.some_of_gallery(20)) == 9
+    assert viewer(VitMaeModel).some_of_gallery(3) == []
     with pytest.raises(ValueError, match="No image of the gallery can be decoded"):
         viewer(VitMaeModel, [GalleryImage(b"no picture")])
 

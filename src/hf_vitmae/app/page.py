@@ -10,6 +10,7 @@ import numpy as np
 from gradio.themes import Soft
 from torch import Tensor
 
+from hf_vitmae.app.files import served
 from hf_vitmae.app.viewer import SIDE, Seen, Viewer
 from hf_vitmae.data.decoding.decode import BadImage
 from hf_vitmae.visualize import class_palette
@@ -21,6 +22,7 @@ HIDE = {"random patches": "random", "blocks": "block", "a grid": "grid"}
 BRUSH = "#ff2fbf"
 RATIO = 0.75
 EDITOR_HEIGHT = 480  # pixels
+CLEAN_EVERY, KEEP = 3600, 86_400  # seconds between removals of files, and that they stay
 CSS = """
 .gradio-container {
   width: 100% !important; max-width: 1180px !important; margin: 0 auto !important;
@@ -39,12 +41,12 @@ class Page:
     Args:
         title: of the page, the model's name.
         about: what kind of model it is, in a line.
-        examples: encoded images to begin with.
+        examples: images of the model's size to begin with, (C, H, W) each.
     """
 
     title: str
     about: str
-    examples: Sequence[bytes] = ()
+    examples: Sequence[Tensor] = ()
 
 
 def theme() -> Any:
@@ -58,8 +60,10 @@ def theme() -> Any:
 
 def build(viewer: Viewer, page: Page) -> gradio.Blocks:
     """The page: an image comes in on the left, and on the right is what the model makes of it."""
-    opened = [viewer.open(encoded, "the example") for encoded in page.examples]
-    with gradio.Blocks(title=page.title, analytics_enabled=False) as blocks:
+    opened = page.examples
+    with gradio.Blocks(
+        title=page.title, analytics_enabled=False, delete_cache=(CLEAN_EVERY, KEEP)
+    ) as blocks:
         gradio.Markdown(f"# {page.title}\n{page.about}", elem_id="title")
         image = gradio.State(opened[0] if opened else None)
         with gradio.Row():
@@ -81,7 +85,7 @@ class _Inputs:
         if opened:
             gradio.Markdown("or take one of these")
         self.examples = gradio.Gallery(
-            [viewer.picture(image) for image in opened],
+            [served(viewer.picture(image)) for image in opened],
             show_label=False,
             columns=6,
             height=118,
@@ -192,9 +196,10 @@ class _Outputs:
         return [*self.pictures, self.regions, self.said, self.classes, self.nearest]
 
     def values(self, seen: Seen) -> list[Any]:
-        pictures = [seen.pictures[name] for name in self.names]
-        regions = (seen.picture, list(seen.regions)) if seen.regions else None
-        return [*pictures, regions, seen.said, dict(seen.classes) or None, list(seen.nearest)]
+        pictures = [served(seen.pictures[name]) for name in self.names]
+        regions = (served(seen.picture), list(seen.regions)) if seen.regions else None
+        nearest = [(served(picture), said) for picture, said in seen.nearest]
+        return [*pictures, regions, seen.said, dict(seen.classes) or None, nearest]
 
 
 class _Reactions:
@@ -275,7 +280,7 @@ def _undrawn(hide: str) -> str:
 
 def _editable(viewer: Viewer, image: Tensor) -> Any:
     """An image as the left side shows it."""
-    picture = viewer.picture(image)
+    picture = served(viewer.picture(image))
     if not viewer.has_decoder:
         return picture
     return {"background": picture, "layers": [], "composite": None}

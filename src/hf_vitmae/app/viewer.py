@@ -119,6 +119,12 @@ class Viewer:
     def has_gallery(self) -> bool:
         return bool(self._gallery)
 
+    def some_of_gallery(self, most: int) -> list[Tensor]:
+        """Images of the model's size, spread over the gallery: at most so many, (C, H, W) each."""
+        number = len(self._gallery)
+        most = min(most, number)
+        return [self._gallery[index * number // most][0] for index in range(most)]
+
     @property
     def picture_size(self) -> tuple[int, int]:
         """Width and height of what `picture` gives."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 from PIL import Image
+from torch import Tensor
 
 from hf_vitmae.app.viewer import GalleryImage, Viewer
 from hf_vitmae.data.sources import open_source
@@ -24,6 +25,7 @@ from hf_vitmae.training import interrupts
 
 LOOPBACK = "127.0.0.1"
 NUM_EXAMPLES = 6
+EXAMPLES = {1: "emoji", 3: "emoji", 8: "bands"}  # embedded sets by the channels of a model
 MAX_PIXELS = 2**24  # of what a browser sends back after drawing
 KINDS: dict[str, tuple[type[VitMaePreTrainedModel], str]] = {
     "VitMaeForPreTraining": (VitMaeForPreTraining, "Masked autoencoder"),
@@ -47,7 +49,7 @@ class AppRequest:
     host: str = LOOPBACK
     """Address to listen on; 0.0.0.0 lets other machines in."""
     gallery: str | None = None
-    """Images, a folder or another source, to show the most alike of."""
+    """Images, a folder or another source, to show the most alike of; a visitor begins with some."""
     gallery_images: int = 1000
     """So many of them at most, spread over the gallery."""
 
@@ -83,9 +85,9 @@ def make_page(request: AppRequest) -> Any:
     kind, what = KINDS.get((config.architectures or [""])[0], (VitMaeModel, "Vision Transformer"))
     model = on_device(load_model(kind, request.model, config)[0])
     viewer = Viewer(model, processor, _gallery(request) if request.gallery else ())
-    examples = _examples(viewer, config)
+    examples = viewer.some_of_gallery(NUM_EXAMPLES) or _embedded_examples(viewer, config)
     if examples:
-        viewer.look(viewer.open(examples[0], "the example"))
+        viewer.look(examples[0])
     return build(viewer, Page(model_name(request.model), _about(config, model, what), examples))
 
 
@@ -123,12 +125,13 @@ def launch(blocks: Any, request: AppRequest) -> None:
         blocks.close(verbose=False)
 
 
-def _examples(viewer: Viewer, config: VitMaeConfig) -> list[bytes]:
+def _embedded_examples(viewer: Viewer, config: VitMaeConfig) -> list[Tensor]:
     """Some embedded images, where the model takes such."""
-    if config.num_channels not in (1, 3) or viewer.processor.value_range is not None:
+    source = EXAMPLES.get(config.num_channels)
+    if source is None or viewer.processor.value_range is not None:
         return []
-    records = open_source("emoji", "test", use_labels=False).examples(NUM_EXAMPLES)
-    return [record.encoded for record in records]
+    records = open_source(source, "test", use_labels=False).examples(NUM_EXAMPLES)
+    return [viewer.open(record.encoded, record.name) for record in records]
 
 
 def _gallery(request: AppRequest) -> list[GalleryImage]:
@@ -146,7 +149,8 @@ def _gallery(request: AppRequest) -> list[GalleryImage]:
 def _about(config: VitMaeConfig, model: VitMaePreTrainedModel, what: str) -> str:
     (height, width), (rows, columns) = config.image_pair, config.grid
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    channels = "" if config.num_channels == 3 else f" of {config.num_channels} channels"
     return (
-        f"{what} with {millions:.1f} million parameters. It sees {height} x {width} pixels as "
-        f"{rows} x {columns} patches."
+        f"{what} with {millions:.1f} million parameters. It sees {height} x {width} pixels"
+        f"{channels} as {rows} x {columns} patches."
     )
