@@ -262,9 +262,10 @@ def _one_line_errors(verb: str) -> Iterator[None]:
     writes its help where there is none.
     """
     message, page = io.StringIO(), io.StringIO()
-    plain = contextlib.redirect_stdout(page) if os.environ.get("NO_COLOR") else None
+    no_color = bool(os.environ.get("NO_COLOR"))
+    plain = contextlib.redirect_stdout(page) if no_color else contextlib.nullcontext()
     try:
-        with contextlib.redirect_stderr(message), plain or contextlib.nullcontext():
+        with contextlib.redirect_stderr(message), plain:
             yield
     except SystemExit as error:
         if not error.code:

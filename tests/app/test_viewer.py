@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from hf_vitmae import (
-    VitMaeConfig,
     VitMaeForImageClassification,
     VitMaeForPreTraining,
     VitMaeForSemanticSegmentation,
@@ -21,23 +20,12 @@ from hf_vitmae.app.viewer import SIDE, GalleryImage, Viewer
 from hf_vitmae.data.decoding.decode import BadImage
 from hf_vitmae.visualize import reconstruct
 
-SIZES: dict[str, Any] = {
-    "image_size": (16, 24),
-    "patch_size": (4, 8),
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "decoder_hidden_size": 16,
-    "decoder_num_hidden_layers": 1,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-}
+from ..models.tiny import RECTANGULAR, tiny_config
 
 
 def viewer(kind: Any = VitMaeForPreTraining, gallery: Any = (), **overrides: Any) -> Viewer:
     torch.manual_seed(0)
-    config = VitMaeConfig(**SIZES | overrides)
+    config = tiny_config(**RECTANGULAR, **overrides)
     return Viewer(kind(config), VitMaeImageProcessor.for_model(config), gallery)
 
 
@@ -194,8 +182,7 @@ def test_a_bad_file_is_named(data: bytes, said: str) -> None:
 
 
 def test_images_with_a_range_keep_their_depth() -> None:
-    sizes: dict[str, Any] = SIZES | {"num_channels": 1}
-    config = VitMaeConfig(**sizes)
+    config = tiny_config(**RECTANGULAR, num_channels=1)
     plain = VitMaeImageProcessor.for_model(config).to_dict()
     processor = VitMaeImageProcessor.from_dict(plain, value_range=(1000.0, 1255.0))
     assert isinstance(processor, VitMaeImageProcessor)

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from hf_vitmae import (
-    VitMaeConfig,
     VitMaeForImageClassification,
     VitMaeForSemanticSegmentation,
     VitMaeImageProcessor,
@@ -17,22 +16,15 @@ from hf_vitmae import (
 from hf_vitmae.visualize import class_palette, class_panel, panel, segmentation_panel
 from hf_vitmae.visualize.answers import class_shares, likeliest, pixel_classes
 
+from ..models.tiny import RECTANGULAR, tiny_config
+
 NAMES = {0: "cat", 1: "dog", 2: "owl"}
-SIZES: dict[str, Any] = {
-    "image_size": (16, 24),
-    "patch_size": (4, 8),
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "id2label": NAMES,
-    "label2id": {name: index for index, name in NAMES.items()},
-}
+LABELS = {"id2label": NAMES, "label2id": {name: index for index, name in NAMES.items()}}
 
 
 def model(kind: Any, **overrides: Any) -> Any:
     torch.manual_seed(0)
-    return kind(VitMaeConfig(**SIZES | overrides)).train()
+    return kind(tiny_config(**RECTANGULAR, **LABELS, **overrides)).train()
 
 
 def pixels(count: int = 40) -> torch.Tensor:

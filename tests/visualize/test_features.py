@@ -7,20 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_vitmae import VitMaeConfig, VitMaeForPreTraining, VitMaeModel
+from hf_vitmae import VitMaeForPreTraining, VitMaeModel
 from hf_vitmae.visualize import FeatureBasis, feature_panel, patch_features
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+from ..models.tiny import tiny_config
 
 
 def tiny() -> VitMaeModel:
     torch.manual_seed(0)
-    return VitMaeModel(VitMaeConfig(image_size=(16, 18), patch_size=(4, 6), **SIZES))
+    return VitMaeModel(tiny_config(image_size=(16, 18), patch_size=(4, 6)))
 
 
 def features() -> np.ndarray:
@@ -84,18 +79,14 @@ def test_features_are_those_of_ordered_patches(monkeypatch: pytest.MonkeyPatch) 
 
 def test_of_a_masked_autoencoder_nothing_is_hidden() -> None:
     torch.manual_seed(0)
-    decoder = {f"decoder_{name}": value for name, value in SIZES.items()}
-    config = VitMaeConfig(image_size=16, patch_size=4, **SIZES, **decoder)
-    assert patch_features(VitMaeForPreTraining(config), torch.randn(2, 3, 16, 16)).shape[1:3] == (
-        4,
-        4,
-    )
+    model = VitMaeForPreTraining(tiny_config())
+    assert patch_features(model, torch.randn(2, 3, 16, 16)).shape[1:3] == (4, 4)
 
 
 def test_the_panel_takes_a_basis_from_elsewhere() -> None:
     model = tiny()
     pictures = [Image.effect_noise((18, 16), 90).convert("RGB"), Image.new("RGB", (18, 16), "red")]
-    basis = FeatureBasis.fit(np.random.default_rng(0).standard_normal((20, 16)) * 100)
+    basis = FeatureBasis.fit(np.random.default_rng(0).standard_normal((20, 32)) * 100)
     own, other = feature_panel(model, pictures), feature_panel(model, pictures, basis=basis)
     assert own.size == other.size
     assert own.tobytes() != other.tobytes()

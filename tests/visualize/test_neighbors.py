@@ -1,27 +1,20 @@
 """The nearest images stand beside a query, nearest first."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hf_vitmae import VitMaeConfig, VitMaeModel
+from hf_vitmae import VitMaeModel
 from hf_vitmae.visualize import image_features, neighbor_panel
 from hf_vitmae.visualize.panel import GAP, MARGIN
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
+from ..models.tiny import tiny_config
 
 
 def tiny() -> VitMaeModel:
     torch.manual_seed(0)
-    return VitMaeModel(VitMaeConfig(image_size=16, patch_size=4, **SIZES)).train()
+    return VitMaeModel(tiny_config()).train()
 
 
 def pictures(count: int) -> list[Image.Image]:

@@ -26,6 +26,7 @@ def served(picture: Image.Image) -> str:
         os.utime(path)  # Gradio removes those that were not shown for long
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Not `whole_or_absent`, whose unfinished files have one name for all threads.
         with TemporaryDirectory(dir=path.parent) as folder:
             (Path(folder) / NAME).write_bytes(content)
             (Path(folder) / NAME).replace(path)

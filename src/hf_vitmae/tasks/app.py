@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_vitmae.app.viewer import GalleryImage, Viewer
+from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.sources import open_source
 from hf_vitmae.hub.card_names import model_name
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
@@ -137,13 +138,14 @@ def _embedded_examples(viewer: Viewer, config: VitMaeConfig) -> list[Tensor]:
 def _gallery(request: AppRequest) -> list[GalleryImage]:
     """Images and their classes."""
     source = open_source(str(request.gallery))
-    names, labels = source.class_names, source.labels
-    most = min(request.gallery_images, len(source))
-    found = []
-    for index in (i * len(source) // most for i in range(most)):
-        label = None if names is None or labels is None else names[labels[index]]
-        found.append(GalleryImage(source.record(index).encoded, label))
-    return found
+    return [
+        GalleryImage(record.encoded, _class_name(source, record.label))
+        for record in source.examples(request.gallery_images)
+    ]
+
+
+def _class_name(source: ImageSource, label: int | None) -> str | None:
+    return None if label is None or source.class_names is None else source.class_names[label]
 
 
 def _about(config: VitMaeConfig, model: VitMaePreTrainedModel, what: str) -> str:

@@ -10,14 +10,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from hf_vitmae.data.decoding.decode import BadImage
-from hf_vitmae.data.image_source import ImageSource
 from hf_vitmae.data.sources import open_source
-from hf_vitmae.data.splits import DRAWN
+from hf_vitmae.hub.card_names import EMBEDDED
 from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
 from hf_vitmae.tasks.images import decode_for
 from hf_vitmae.whole_or_absent import whole_or_absent
 
-EMBEDDED = ("emoji", "shapes", *DRAWN)
 NUM_IMAGES = 6  # of a folder
 WHITE = 128  # a pixel as bright as this is drawn
 
@@ -54,7 +52,7 @@ def _read(paths: Sequence[Path], most: int) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each image."""
     for path in paths:
         if path.is_dir() or (str(path) in EMBEDDED and not path.exists()):
-            for record in some_of(str(path)).examples(most):
+            for record in open_source(str(path), use_labels=False).examples(most):
                 yield record.name, record.encoded
         else:
             try:
@@ -63,11 +61,6 @@ def _read(paths: Sequence[Path], most: int) -> Iterator[tuple[str, bytes]]:
                 raise FileNotFoundError(
                     f"There is no image {str(path)!r}; check the path."
                 ) from None
-
-
-def some_of(source: str) -> ImageSource:
-    """A source whose images a person looks at; its labels do not matter."""
-    return open_source(source, use_labels=False)
 
 
 def drawn_mask(path: Path, size: tuple[int, int], count: int) -> Tensor:

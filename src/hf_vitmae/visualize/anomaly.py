@@ -18,7 +18,7 @@ from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
 from hf_vitmae.models.patches import patchify, unpatchify
 from hf_vitmae.visualize.heat import heat_over
 from hf_vitmae.visualize.panel import PanelRow, picture_panel
-from hf_vitmae.visualize.pictures import patch_grid, to_pictures
+from hf_vitmae.visualize.pictures import patch_grid, prepared, to_pictures
 from hf_vitmae.visualize.prediction import (
     Statistics,
     check_decoder,
@@ -91,8 +91,8 @@ def anomaly_maps(
     """
     check_decoder(model)
     check_statistics(statistics)
-    config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
+    config = model.config
+    processor, pixel_values = prepared(config, images, processor)  # (B, C, H, W)
     grid = patch_grid(pixel_values, config)
     noise = pattern_noise((len(pixel_values), grid[0] * grid[1]), grid, seed, pattern)
     actual = patchify(pixel_values, config.patch_pair)  # (B, N, P)

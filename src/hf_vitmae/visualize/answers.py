@@ -18,7 +18,7 @@ from hf_vitmae.models.modes import evaluating
 from hf_vitmae.visualize.attention import attention_rollout
 from hf_vitmae.visualize.heat import heat_over
 from hf_vitmae.visualize.panel import PanelRow, picture_panel
-from hf_vitmae.visualize.pictures import BATCH_SIZE, to_pictures
+from hf_vitmae.visualize.pictures import BATCH_SIZE, prepared, to_pictures
 from hf_vitmae.visualize.segmentation import class_legend, segmentation_rows
 
 NUM_CLASSES = 5  # that are named of an image
@@ -92,8 +92,7 @@ def class_panel(
     """
     if most < 1:
         raise ValueError(f"`most` must be at least 1, got {most}.")
-    processor = processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
+    processor, pixel_values = prepared(model.config, images, processor)  # (B, C, H, W)
     names, shares = class_names(model.config), class_shares(model, pixel_values)
     rolled = [attention_rollout(model, part) for part in pixel_values.split(BATCH_SIZE)]
     rows = []
@@ -122,8 +121,7 @@ def segmentation_panel(
     Raises:
         ValueError: if the model is not for segmentation.
     """
-    processor = processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
+    processor, pixel_values = prepared(model.config, images, processor)  # (B, C, H, W)
     names = class_names(model.config)
     predicted = pixel_classes(model, pixel_values)
     rows = segmentation_rows(to_pictures(processor, pixel_values), predicted, None, names)

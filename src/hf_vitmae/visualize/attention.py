@@ -17,7 +17,7 @@ from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.visualize.heat import heat_over
 from hf_vitmae.visualize.panel import PanelRow, picture_panel
-from hf_vitmae.visualize.pictures import BATCH_SIZE, patch_grid, to_pictures
+from hf_vitmae.visualize.pictures import BATCH_SIZE, patch_grid, prepared, to_pictures
 
 Attentions = tuple[Tensor, ...]  # float32 (B, A, L, L) of each layer
 ASKING = {"cls": "what the CLS token attends to", "mean": "what patches attend to, on average"}
@@ -82,8 +82,8 @@ def attention_panel(
         ValueError: if there is no such layer, or an argument does not fit.
     """
     _check_layer(model, layer)
-    config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
+    config = model.config
+    processor, pixel_values = prepared(config, images, processor)  # (B, C, H, W)
     grid = patch_grid(pixel_values, config)
     rows = []
     for part in pixel_values.split(BATCH_SIZE):

@@ -19,7 +19,7 @@ from hf_vitmae.models.modeling_vitmae import VitMaeForMaskedPatchPrediction
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.models.patches import patchify, unpatchify
 from hf_vitmae.visualize.panel import PanelRow
-from hf_vitmae.visualize.pictures import BATCH_SIZE, gray_out, patch_grid, to_pictures
+from hf_vitmae.visualize.pictures import BATCH_SIZE, gray_out, patch_grid, prepared, to_pictures
 
 COLUMNS = ("input", "corrupted", "target", "prediction")
 CORRUPTION_NOTE = (  # for the footer of a page
@@ -57,8 +57,8 @@ def color_predictions(
             f"{type(model).__name__} has no `patch_head` and cannot predict corrupted patches; "
             "load a checkpoint of masked patch prediction as VitMaeForMaskedPatchPrediction."
         )
-    config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"]  # (B, C, H, W)
+    config = model.config
+    processor, pixel_values = prepared(config, images, processor)  # (B, C, H, W)
     num_patches = math.prod(patch_grid(pixel_values, config))
     noise = torch.rand(  # (B, 2, N)
         (len(pixel_values), 2, num_patches), generator=torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ from hf_vitmae.models.patches import (
     unpatchify,
 )
 from hf_vitmae.visualize.panel import PanelRow
-from hf_vitmae.visualize.pictures import BATCH_SIZE, gray_out, patch_grid, to_pictures
+from hf_vitmae.visualize.pictures import BATCH_SIZE, gray_out, patch_grid, prepared, to_pictures
 
 COLUMNS = ("input", "given", "continued", "one step")
 CONTINUATION_NOTE = (  # for the footer of a page
@@ -58,8 +58,8 @@ def continuations(
             f"{type(model).__name__} has no `next_patch_head` and cannot continue images; load a "
             "checkpoint of next patch prediction as VitMaeForNextPatchPrediction."
         )
-    config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"]  # (B, C, H, W)
+    config = model.config
+    processor, pixel_values = prepared(config, images, processor)  # (B, C, H, W)
     if num_given_patches is None:
         rows, columns = patch_grid(pixel_values, config)
         num_given_patches = (rows + 1) // 2 * columns

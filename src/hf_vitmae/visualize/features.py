@@ -15,7 +15,7 @@ from hf_vitmae.models.image_processing_vitmae import ImageLike, VitMaeImageProce
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
 from hf_vitmae.models.modes import evaluating
 from hf_vitmae.visualize.panel import PanelRow, picture_panel
-from hf_vitmae.visualize.pictures import BATCH_SIZE, patch_grid, to_pictures
+from hf_vitmae.visualize.pictures import BATCH_SIZE, patch_grid, prepared, to_pictures
 
 CLIPPED = 0.01  # share of values at either end of a component that get its extreme colours
 FEATURES_NOTE = "the same colour means the same features, across all images"
@@ -69,16 +69,20 @@ def patch_features(
     model: VitMaePreTrainedModel, pixel_values: Tensor, *, interpolate_pos_encoding: bool = False
 ) -> Tensor:
     """Patches as the encoder ends with them, none hidden: (B, C, H, W) -> float32 (B, h, w, D)."""
+    grid, parts = patch_grid(pixel_values, model.config), pixel_values.split(BATCH_SIZE)
+    found = [patch_tokens(model, part, interpolate_pos_encoding).cpu() for part in parts]
+    return torch.cat(found).unflatten(1, grid)
+
+
+def patch_tokens(
+    model: VitMaePreTrainedModel, pixel_values: Tensor, interpolate: bool = False
+) -> Tensor:
+    """The same of one batch, on the model's device: (B, C, H, W) -> float32 (B, N, D)."""
     with evaluating(model):
-        found = [
-            model.base_model(
-                part.to(model.device),
-                interpolate_pos_encoding=interpolate_pos_encoding,
-            ).last_hidden_state[:, 1:]
-            for part in pixel_values.split(BATCH_SIZE)
-        ]
-    grid = patch_grid(pixel_values, model.config)
-    return torch.cat([part.float().cpu() for part in found]).unflatten(1, grid)
+        output = model.base_model(
+            pixel_values.to(model.device), interpolate_pos_encoding=interpolate
+        )
+    return output.last_hidden_state[:, 1:].float()
 
 
 def feature_panel(
@@ -101,8 +105,7 @@ def feature_panel(
     Raises:
         ValueError: if an argument does not fit.
     """
-    processor = processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
+    processor, pixel_values = prepared(model.config, images, processor)  # (B, C, H, W)
     features = patch_features(
         model, pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
     ).numpy()

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from hf_vitmae.models.image_processing_vitmae import ImageLike, VitMaeImageProcessor
 from hf_vitmae.models.modeling_vitmae import VitMaePreTrainedModel
-from hf_vitmae.models.modes import evaluating
+from hf_vitmae.visualize.features import patch_tokens
 from hf_vitmae.visualize.panel import PanelRow, picture_panel
-from hf_vitmae.visualize.pictures import BATCH_SIZE, to_pictures
+from hf_vitmae.visualize.pictures import BATCH_SIZE, prepared, to_pictures
 
 SIMILARITY_NOTE = "similarity: cosine between means of patches, less the mean of the gallery"
 
@@ -20,12 +20,8 @@ def image_features(model: VitMaePreTrainedModel, pixel_values: Tensor) -> Tensor
 
     Of patches and not of the CLS token, which pretraining as a masked autoencoder does not train.
     """
-    with evaluating(model):
-        found = [
-            model.base_model(part.to(model.device)).last_hidden_state[:, 1:]
-            for part in pixel_values.split(BATCH_SIZE)
-        ]
-    return torch.cat([part.float().mean(dim=1).cpu() for part in found])
+    parts = pixel_values.split(BATCH_SIZE)
+    return torch.cat([patch_tokens(model, part).mean(dim=1).cpu() for part in parts])
 
 
 def neighbor_panel(
@@ -55,11 +51,8 @@ def neighbor_panel(
         raise ValueError(
             f"`k` must be from 1 to the {len(gallery)} images of the gallery, got {k}."
         )
-    processor = processor or VitMaeImageProcessor.for_model(model.config)
-    asked, known = (
-        processor(list(images), return_tensors="pt")["pixel_values"].cpu()
-        for images in (queries, gallery)
-    )
+    processor, asked = prepared(model.config, list(queries), processor)  # (B, C, H, W)
+    _, known = prepared(model.config, list(gallery), processor)  # (n, C, H, W)
     alike = similarity(image_features(model, asked), image_features(model, known))  # (B, n)
     values, places = alike.sort(dim=1, descending=True, stable=True)
     rows = []

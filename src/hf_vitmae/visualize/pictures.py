@@ -1,14 +1,30 @@
 """From pixel values to pictures: the rules that all pages share. Shapes: see `patches.py`."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from hf_vitmae.models.configuration_vitmae import VitMaeConfig
-from hf_vitmae.models.image_processing_vitmae import VitMaeImageProcessor
+from hf_vitmae.models.image_processing_vitmae import ImageLike, VitMaeImageProcessor
 from hf_vitmae.models.patches import grid_size
 
 BATCH_SIZE = 32  # images that a model sees at once
+
+
+def prepared(
+    config: VitMaeConfig,
+    images: ImageLike | Sequence[ImageLike],
+    processor: VitMaeImageProcessor | None = None,
+) -> tuple[VitMaeImageProcessor, Tensor]:
+    """What goes into a model: the processor, and B images by it, (B, C, H, W) on the CPU.
+
+    Args:
+        processor: None takes one of the model's geometry with default statistics.
+    """
+    processor = processor or VitMaeImageProcessor.for_model(config)
+    return processor, processor(images, return_tensors="pt")["pixel_values"].cpu()
 
 
 def patch_grid(pixel_values: Tensor, config: VitMaeConfig) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from hf_vitmae.models.mask_patterns import MASK_PATTERNS
 from hf_vitmae.models.masking import order_from_noise, patch_mask
 from hf_vitmae.models.modeling_vitmae import VitMaeForPreTraining
 from hf_vitmae.models.patches import as_pair, unpatchify
-from hf_vitmae.visualize.pictures import gray_out, paint_over, patch_grid, to_pictures
+from hf_vitmae.visualize.pictures import gray_out, paint_over, patch_grid, prepared, to_pictures
 from hf_vitmae.visualize.prediction import (
     Statistics,
     check_decoder,
@@ -87,8 +87,8 @@ def reconstruct(
     """
     check_decoder(model)
     check_statistics(statistics)
-    config, processor = model.config, processor or VitMaeImageProcessor.for_model(model.config)
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].cpu()  # (B, C, H, W)
+    config = model.config
+    processor, pixel_values = prepared(config, images, processor)  # (B, C, H, W)
     grid = patch_grid(pixel_values, config)
     hidden = _hidden_patches(
         config, len(pixel_values), grid, mask_ratio, noise, mask, seed, pattern
